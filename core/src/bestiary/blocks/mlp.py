@@ -1,0 +1,33 @@
+"""Feed-forward blocks."""
+
+from typing import Literal
+
+from torch import Tensor
+
+import bestiary_kernels as kernels
+from bestiary.batch import Batch
+from bestiary.blocks.leaf import Block
+from bestiary.blocks.linear import Linear
+
+__all__ = ["GatedMLP"]
+
+
+class GatedMLP(Block):
+    """down(act(gate(x)) x up(x)) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        *,
+        act: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu",
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.act = act
+        self.gate_up = Linear(width, {"gate": inner, "up": inner}, "column", bias=bias)
+        self.down = Linear(inner, width, "row", bias=bias)
+
+    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        """[T, width] to [T, width]."""
+        return self.down(kernels.gated_activation(self.gate_up(x_TD), self.act))

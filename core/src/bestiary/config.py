@@ -1,0 +1,155 @@
+"""Engine settings and where they come from: argument, environment, file, default. Knows no model and no torch."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from bestiary.errors import CapabilityMissing, SettingError
+
+__all__ = ["EngineConfig", "cache_home"]
+
+DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
+
+
+def cache_home() -> Path:
+    """The folder for what Bestiary itself makes: $BESTIARY_CACHE, else the user's cache folder."""
+    if own := os.environ.get("BESTIARY_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bestiary"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How to serve one model. Names and defaults are those that vLLM users know.
+
+    A number that is None is settled from the model and the machine when the engine starts.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    skip_tokenizer_init: bool = False
+    revision: str | None = None
+    #: auto (what config.json says), bfloat16, float16 (half), float32 (float).
+    dtype: str = "auto"
+    #: auto (cuda where there is one), cpu, cuda, cuda:1, ...
+    device: str = "auto"
+    #: Longest prompt plus answer, in tokens; None: what the model was made for, or what the cache holds.
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    #: Tokens of one step: decodes and prefill chunks together.
+    max_num_batched_tokens: int = 2048
+    #: Tokens per block of the paged cache.
+    block_size: int = 16
+    enable_prefix_caching: bool = True
+    #: Size of the paged cache; None: a share of what is free.
+    kv_cache_memory_bytes: int | None = None
+    #: The share of a GPU's memory that weights and cache may take.
+    gpu_memory_utilization: float = 0.9
+    #: Exact number of cache blocks, over everything else (for tests and experiments).
+    num_gpu_blocks_override: int | None = None
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    seed: int = 0
+    #: The most log-probabilities that one request may ask for at each token.
+    max_logprobs: int = 20
+    #: "auto": default sampling parameters from generation_config.json; "none": Bestiary's own.
+    generation_config: str = "auto"
+    #: Which distribution serves an architecture that several claim.
+    plugin: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def resolve(cls, **given: Any) -> "EngineConfig":
+        """Settings from arguments, then BESTIARY_<NAME> variables, then the file, then the defaults.
+
+        The file is $BESTIARY_CONFIG, or bestiary/config.toml in the user's configuration folder. Raises TypeError for
+        a name that does not exist and SettingError for a value that cannot be.
+        """
+        names = {f.name for f in fields(cls)}
+        if unknown := sorted(set(given) - names):
+            raise TypeError(f"unknown engine setting {unknown[0]!r}; there are: {', '.join(sorted(names))}")
+        return cls(**{**_from_file(names), **_from_environment(names), **given})
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), kind)
+        for name in (
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "block_size",
+            "max_model_len",
+            "num_gpu_blocks_override",
+        ):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise SettingError(f"{name}={value}: it must be at least 1")
+        if self.max_logprobs < 0:
+            raise SettingError(f"max_logprobs={self.max_logprobs}: it must be at least 0")
+        if self.kv_cache_memory_bytes is not None and self.kv_cache_memory_bytes < 1:
+            raise SettingError(f"kv_cache_memory_bytes={self.kv_cache_memory_bytes}: it must be at least 1")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise SettingError(f"gpu_memory_utilization={self.gpu_memory_utilization}: it must be in (0, 1]")
+        if not -(2**63) <= self.seed < 2**63:
+            raise SettingError(f"seed={self.seed}: it must fit in 64 bits")
+        if self.dtype not in DTYPES:
+            raise SettingError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if self.generation_config not in ("auto", "none"):
+            raise SettingError(f"generation_config={self.generation_config!r}: choose 'auto' or 'none'")
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if (value := getattr(self, name)) != 1:
+                raise CapabilityMissing(
+                    f"{name}={value}: this version of Bestiary runs a model on one device; leave it at 1"
+                )
+
+
+def _check_type(name: str, value: object, kind: Any) -> None:
+    allowed = getattr(kind, "__args__", (kind,)) if not _is_mapping(kind) else (Mapping,)
+    if float in allowed:
+        allowed = (*allowed, int)
+    wrong_bool = isinstance(value, bool) and bool not in allowed
+    if wrong_bool or not isinstance(value, allowed):
+        wanted = " or ".join(t.__name__ for t in allowed)
+        raise SettingError(f"{name}={value!r}: it must be {wanted}, not {type(value).__name__}")
+
+
+def _is_mapping(kind: Any) -> bool:
+    return getattr(kind, "__origin__", None) is Mapping
+
+
+def _from_environment(names: set[str]) -> dict[str, Any]:
+    hints = get_type_hints(EngineConfig)
+    found = {}
+    for name in names - {"model", "plugin"}:
+        if (text := os.environ.get(f"BESTIARY_{name.upper()}")) is not None:
+            found[name] = _parse(name, text, hints[name])
+    return found
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    """The value that an environment variable stands for."""
+    kinds = [k for k in getattr(kind, "__args__", (kind,)) if k is not type(None)]
+    try:
+        if kinds == [bool]:
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        return kinds[0](text)
+    except (KeyError, ValueError):
+        wanted = "0 or 1" if kinds == [bool] else f"a value of type {kinds[0].__name__}"
+        raise SettingError(f"BESTIARY_{name.upper()}={text!r}: it must be {wanted}") from None
+
+
+def _from_file(names: set[str]) -> dict[str, Any]:
+    given = os.environ.get("BESTIARY_CONFIG")
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    path = Path(given).expanduser() if given else home / "bestiary" / "config.toml"
+    if not path.is_file():
+        if given:
+            raise SettingError(f"BESTIARY_CONFIG={given!r}: there is no such file")
+        return {}
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise SettingError(f"{path}: not a TOML file ({e})") from None
+    if unknown := sorted(set(values) - names):
+        raise SettingError(f"{path}: unknown setting {unknown[0]!r}; there are: {', '.join(sorted(names))}")
+    return values

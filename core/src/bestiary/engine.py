@@ -1,0 +1,322 @@
+"""Requests in, results out: owns scheduler, executor and output. Knows no model and no tensor."""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bestiary import hub, registry
+from bestiary.architecture import Task
+from bestiary.cache import BlockPool, BlockTable, PagedCache
+from bestiary.cache.tables import root_key
+from bestiary.checkpoint import ConfigFile, generation
+from bestiary.config import EngineConfig
+from bestiary.errors import EngineError, RequestError
+from bestiary.executor import Executor, InlineExecutor
+from bestiary.output import CompletionOutput, Logprob, OutputText, RequestOutput
+from bestiary.runner import Runner, StepResult, StepRow
+from bestiary.sampling.params import SamplingParams
+from bestiary.sampling.sampler import Row, TopLogprobs
+from bestiary.scheduler import Scheduled, Scheduler
+from bestiary.scheduler import Sequence as Tokens
+from bestiary.text import Tokenizer
+
+__all__ = ["Engine"]
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(slots=True, eq=False)
+class _Answer:
+    """One of a request's answers in the making."""
+
+    request: "_Request"
+    index: int
+    sequence: Tokens
+    text: OutputText
+    seed: int
+    logprobs: list[dict[int, Logprob]] | None
+    cumulative_logprob: float = 0.0
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+    def output(self) -> CompletionOutput:
+        tokens = self.sequence.tokens[self.sequence.num_prompt :]
+        logprobs = None if self.logprobs is None else list(self.logprobs)
+        total = None if self.logprobs is None else self.cumulative_logprob
+        return CompletionOutput(
+            self.index, self.text.text, tokens, total, logprobs, self.finish_reason, self.stop_reason
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """What was asked, and its answers."""
+
+    id: str
+    prompt: str | None
+    prompt_ids: list[int]
+    params: SamplingParams
+    final_only: bool
+    end_ids: list[int]
+    answers: list[_Answer] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(answer.finish_reason for answer in self.answers)
+
+    def output(self) -> RequestOutput:
+        return RequestOutput(
+            request_id=self.id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_ids,
+            prompt_logprobs=self.prompt_logprobs,
+            outputs=[answer.output() for answer in self.answers],
+            finished=self.finished,
+            num_cached_tokens=self.answers[0].sequence.num_cached,
+        )
+
+
+class Engine:
+    """Serves requests step by step. Nothing here blocks or starts a thread: the caller drives `step`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        executor: Executor,
+        tokenizer: Tokenizer | None = None,
+        end_ids: Iterable[int] = (),
+    ) -> None:
+        self.config, self.executor, self.tokenizer = config, executor, tokenizer
+        self._end_ids = list(end_ids)
+        pool = BlockPool(executor.num_blocks, executor.block_size)
+        cache = PagedCache(pool, share_prefixes=config.enable_prefix_caching)
+        self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens)
+        self._requests: dict[str, _Request] = {}
+        self._answers: dict[Tokens, _Answer] = {}
+        self._seeds = random.Random(config.seed)
+
+    @classmethod
+    def load(cls, config: EngineConfig, folder: Path) -> "Engine":
+        """Find the plugin and the tokenizer of the model in `folder`, load it and be ready."""
+        file = ConfigFile.load(folder)
+        architecture = registry.resolve(file.architectures, prefer=config.plugin)
+        registry.require(architecture, task=Task.GENERATE)
+        texts = folder if config.tokenizer is None else hub.locate(config.tokenizer)
+        tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(texts)
+        executor = InlineExecutor(Runner(config, architecture, folder))
+        return cls(config, executor, tokenizer, _end_ids(file, generation(folder)))
+
+    def has_unfinished_requests(self) -> bool:
+        """Something waits or runs."""
+        return bool(self._requests)
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise RequestError for a request that can never be served here, before anything is taken for it."""
+        vocabulary, longest = self.executor.vocabulary, self.executor.max_model_len
+        if not prompt_ids:
+            raise RequestError("the prompt is empty: give at least one token")
+        if len(prompt_ids) >= longest:
+            raise RequestError(
+                f"the prompt has {len(prompt_ids)} tokens, and max_model_len={longest} leaves room for "
+                f"{longest - 1} before the first token of an answer: shorten it, or raise max_model_len"
+            )
+        for place, token in enumerate(prompt_ids):
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
+                raise RequestError(
+                    f"prompt token {place} is {token!r}: ids are whole numbers from 0 to {vocabulary - 1}"
+                )
+        params.check_vocabulary(vocabulary)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (asked := getattr(params, name)) is not None and asked > self.config.max_logprobs:
+                raise RequestError(f"{name}={asked}: at most max_logprobs={self.config.max_logprobs} are given")
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop strings need a tokenizer: use stop_token_ids, or load the model with one")
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        prompt: str | None = None,
+        cache_salt: str = "",
+        final_only: bool = False,
+    ) -> None:
+        """Queue a request. Its outputs come from `step`: all along, or only the finished one with `final_only`.
+
+        Requests with different `cache_salt` never share cached blocks.
+        """
+        if request_id in self._requests:
+            raise RequestError(f"request id {request_id!r} is in use: give each request its own")
+        self.check(prompt_ids, params)
+        own_ends = [] if params.ignore_eos else self._end_ids
+        ends = list(dict.fromkeys([*own_ends, *(params.stop_token_ids or ())]))
+        request = _Request(request_id, prompt, list(prompt_ids), params, final_only, ends)
+        if params.prompt_logprobs is not None:
+            request.prompt_logprobs = [None]
+        base = self._seeds.getrandbits(63) if params.seed is None else params.seed
+        self._requests[request_id] = request
+        for index in range(params.n):
+            self._add_answer(request, index, base + index, cache_salt)
+
+    def _add_answer(self, request: _Request, index: int, seed: int, salt: str) -> None:
+        params = request.params
+        sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), BlockTable(root_key(salt)))
+        sequence.reads_prompt = index == 0 and params.prompt_logprobs is not None
+        text = OutputText(
+            self.tokenizer if params.detokenize else None,
+            request.prompt_ids,
+            stop=list(params.stop or ()),
+            include_stop=params.include_stop_str_in_output,
+            skip_special_tokens=params.skip_special_tokens,
+        )
+        logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
+        seed = (seed + 2**63) % 2**64 - 2**63
+        answer = _Answer(request, index, sequence, text, seed, logprobs)
+        request.answers.append(answer)
+        self._answers[sequence] = answer
+        self.scheduler.add(sequence)
+
+    def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
+        """End requests now, with what they have. Unknown and finished ids are passed over: an abort may come late."""
+        outputs = []
+        for request_id in request_ids:
+            if request := self._requests.get(request_id):
+                for answer in request.answers:
+                    if answer.finish_reason is None:
+                        self._finish(answer, "abort", None)
+                outputs.append(self._retire(request))
+        return outputs
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step and return the requests that it moved on."""
+        plan = self.scheduler.schedule()
+        if not plan:
+            return []
+        results = self._execute(plan)
+        self.scheduler.commit(
+            [entry for entry, result in zip(plan, results, strict=True) if not isinstance(result, Exception)]
+        )
+        touched: dict[str, _Request] = {}
+        for entry, result in zip(plan, results, strict=True):
+            answer = self._answers[entry.sequence]
+            if isinstance(result, Exception):
+                self._finish(answer, "error", f"{type(result).__name__}: {result}")
+            else:
+                self._take_in(answer, entry, result)
+            if answer.finish_reason or entry.samples:
+                touched[answer.request.id] = answer.request
+        return [
+            self._retire(request) if request.finished else request.output()
+            for request in touched.values()
+            if request.finished or not request.final_only
+        ]
+
+    def _execute(self, plan: list[Scheduled]) -> list[StepResult | Exception]:
+        """Run a step; where it fails, run each row alone, so that only the culprit's request ends."""
+        rows = [self._row(entry) for entry in plan]
+        try:
+            return list(self.executor.execute(rows))
+        except Exception as failure:
+            if len(rows) == 1:
+                return [failure]
+            return [self._execute_alone(row) for row in rows]
+
+    def _execute_alone(self, row: StepRow) -> StepResult | Exception:
+        try:
+            return self.executor.execute([row])[0]
+        except Exception as failure:
+            return failure
+
+    def _row(self, entry: Scheduled) -> StepRow:
+        sequence, answer = entry.sequence, self._answers[entry.sequence]
+        params = answer.request.params
+        end = entry.start + entry.count
+        row = StepRow(sequence.tokens[entry.start : end], entry.start, sequence.table.blocks, None)
+        if entry.samples:
+            row.sampling = Row(params, sequence.tokens, sequence.num_prompt, answer.seed, answer.request.end_ids)
+        if sequence.reads_prompt and entry.start < sequence.num_prompt:
+            row.prompt_logprobs = params.prompt_logprobs
+            row.successors = sequence.tokens[entry.start + 1 : min(end + 1, sequence.num_prompt)]
+        return row
+
+    def _take_in(self, answer: _Answer, entry: Scheduled, result: StepResult) -> None:
+        """Record what a step found for an answer, and see whether the answer ends with it."""
+        prompt = answer.request.prompt_logprobs
+        if prompt is not None and result.prompt:
+            # After a preemption the prompt is read again; what is known already stays.
+            known = len(prompt) - 1 - entry.start
+            prompt.extend(self._logprobs(top) for top in result.prompt[known:])
+            answer.sequence.reads_prompt = len(prompt) < answer.sequence.num_prompt
+        if result.choice is None:
+            return
+        token = result.choice.token
+        if token is None:
+            self._finish(answer, "error", "the model's logits are not finite numbers")
+            return
+        answer.sequence.tokens.append(token)
+        if answer.logprobs is not None and result.choice.logprobs is not None:
+            answer.logprobs.append(self._logprobs(result.choice.logprobs))
+            answer.cumulative_logprob += result.choice.logprobs.logprobs[0]
+        self._check_end(answer, token)
+
+    def _check_end(self, answer: _Answer, token: int) -> None:
+        """Does this token end the answer: an end token, a stop string, or no more room?"""
+        request, sequence = answer.request, answer.sequence
+        params = request.params
+        ripe = sequence.num_output > params.min_tokens or params.min_tokens == 0
+        is_end = token in request.end_ids
+        limit = params.max_tokens is not None and sequence.num_output >= params.max_tokens
+        full = limit or len(sequence.tokens) >= self.executor.max_model_len
+        try:
+            found = answer.text.push(token, final=is_end or full, may_stop=sequence.num_output >= params.min_tokens)
+        except Exception as failure:
+            self._finish(answer, "error", f"{type(failure).__name__}: {failure}")
+            return
+        if is_end and ripe:
+            asked = token in (params.stop_token_ids or ())
+            self._finish(answer, "stop", token if asked else None)
+        elif found is not None:
+            self._finish(answer, "stop", found)
+        elif full:
+            self._finish(answer, "length", None)
+
+    def _logprobs(self, top: TopLogprobs) -> dict[int, Logprob]:
+        """vLLM's form: the most likely tokens, and the chosen one whether it is among them or not."""
+        ranks = [top.rank, *range(1, len(top.token_ids))]
+        entries = zip(top.token_ids, top.logprobs, ranks, strict=True)
+        found: dict[int, Logprob] = {}
+        for token, logprob, rank in entries:
+            text = None if self.tokenizer is None else self.tokenizer.decode([token], skip_special_tokens=False)
+            found.setdefault(token, Logprob(logprob, rank, text))
+        return found
+
+    def _finish(self, answer: _Answer, reason: FinishReason, stop_reason: int | str | None) -> None:
+        answer.finish_reason, answer.stop_reason = reason, stop_reason
+        self.scheduler.remove(answer.sequence)
+        del self._answers[answer.sequence]
+
+    def _retire(self, request: _Request) -> RequestOutput:
+        del self._requests[request.id]
+        return request.output()
+
+    def check_integrity(self) -> None:
+        """Raise EngineError where blocks, sequences and requests do not add up."""
+        sequences = list(self.scheduler)
+        if set(sequences) != set(self._answers):
+            raise EngineError("the scheduler and the engine know different sequences")
+        self.scheduler.cache.pool.check_integrity(s.table.blocks for s in sequences)
+
+    def close(self) -> None:
+        """End everything and let the model go."""
+        self.abort(list(self._requests))
+        self.executor.close()
+
+
+def _end_ids(file: ConfigFile, defaults: Mapping[str, Any]) -> list[int]:
+    """Tokens that end an answer: generation_config.json knows better than config.json, which is the base model's."""
+    ends = defaults.get("eos_token_id", file.values.get("eos_token_id"))
+    return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]

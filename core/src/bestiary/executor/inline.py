@@ -1,0 +1,27 @@
+"""The model in this very process."""
+
+from collections.abc import Sequence
+
+from bestiary.runner import Runner, StepResult, StepRow
+
+__all__ = ["InlineExecutor"]
+
+
+class InlineExecutor:
+    """One rank, called directly."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner: Runner | None = runner
+        self.vocabulary = runner.vocabulary
+        self.num_blocks, self.block_size = runner.num_blocks, runner.block_size
+        self.max_model_len = runner.max_model_len
+
+    def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        """Run one step here and now."""
+        if self._runner is None:
+            raise RuntimeError("the executor is closed")
+        return self._runner.execute(rows)
+
+    def close(self) -> None:
+        """Let model and cache go."""
+        self._runner = None

@@ -1,0 +1,30 @@
+"""The contract of an executor."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from bestiary.runner import StepResult, StepRow
+
+__all__ = ["Executor"]
+
+
+class Executor(Protocol):
+    """Runs steps of one model."""
+
+    #: Token ids end below this.
+    vocabulary: int
+    #: Blocks of the cache, and tokens of each.
+    num_blocks: int
+    block_size: int
+    #: The longest context, in tokens.
+    max_model_len: int
+
+    def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        """Run one step; a result for each row, in order.
+
+        Keys and values of the rows' tokens are in the cache afterwards. Running the same rows again, alone or
+        together, is safe: after a step that raised, the caller may try the rows one by one.
+        """
+
+    def close(self) -> None:
+        """Let model and cache go. A second call does nothing."""

@@ -1,0 +1,153 @@
+"""The offline interface: prompts in, results in the order of the prompts. Names are those that vLLM users know."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+from bestiary import hub
+from bestiary.checkpoint import generation
+from bestiary.config import EngineConfig
+from bestiary.engine import Engine
+from bestiary.errors import RequestError
+from bestiary.output import RequestOutput
+from bestiary.prompts import ParsedPrompt, parse_prompts
+from bestiary.sampling.params import SamplingParams
+from bestiary.text import ChatTemplate, Tokenizer
+
+__all__ = ["LLM"]
+
+Message = Mapping[str, Any]
+_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class LLM:
+    """A model, ready to generate.
+
+    `model` is a folder, a Hugging Face id, `modelscope:ID` or `demo`; the other arguments are the fields of
+    EngineConfig. Raises a CheckpointError, PluginError or SettingError that says what to do.
+    """
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        self.config = EngineConfig.resolve(model=model, **settings)
+        self._folder = hub.locate(model, self.config.revision)
+        self.engine = Engine.load(self.config, self._folder)
+        self._numbers = count()
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The model's tokenizer. Raises RequestError where it was not loaded."""
+        if self.engine.tokenizer is None:
+            raise RequestError("there is no tokenizer (skip_tokenizer_init=True): give token ids instead of text")
+        return self.engine.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What `generate` uses where no parameters are given: those of generation_config.json over the defaults."""
+        found = generation(self._folder) if self.config.generation_config == "auto" else {}
+        return SamplingParams(**{name: value for name, value in found.items() if name in _SAMPLING_DEFAULTS})
+
+    def generate(
+        self,
+        prompts: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | Callable[..., Any] = True,
+    ) -> list[RequestOutput]:
+        """Complete prompts: texts, token ids, or dictionaries with `prompt` or `prompt_token_ids`; one or many.
+
+        Raises RequestError before anything runs if one of them cannot be served. A request that fails while it runs
+        comes back with finish_reason "error" and a warning; the others are not touched by it.
+        """
+        parsed = parse_prompts(prompts, self.engine.tokenizer)
+        return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, a list of `{"role": ..., "content": ...}`, or many of them."""
+        tokenizer = self.get_tokenizer()
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        template = self._chat_template(chat_template)
+        parsed = []
+        for conversation in conversations:
+            text = template.render(
+                conversation, add_generation_prompt=add_generation_prompt, tools=tools, **(chat_template_kwargs or {})
+            )
+            # The template writes the special tokens itself.
+            parsed.append(ParsedPrompt(tokenizer.encode(text, add_special_tokens=False), text))
+        return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm)
+
+    def _chat_template(self, given: str | None) -> ChatTemplate:
+        if given is not None:
+            return ChatTemplate(given, self.get_tokenizer().special_tokens)
+        if (own := ChatTemplate.load(self._folder)) is not None:
+            return own
+        raise RequestError(
+            f"{self.config.model} has no chat template, as base models often have not: "
+            "use `generate`, or give one with chat_template="
+        )
+
+    def _params_for(self, n: int, given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
+        if given is None:
+            return [self.get_default_sampling_params()] * n
+        if isinstance(given, SamplingParams):
+            return [given] * n
+        if len(given) != n:
+            raise RequestError(f"{len(given)} sampling_params for {n} prompts: give one for all, or one for each")
+        return list(given)
+
+    def _run(
+        self, prompts: Sequence[ParsedPrompt], params: Sequence[SamplingParams], use_tqdm: bool | Callable[..., Any]
+    ) -> list[RequestOutput]:
+        for prompt, wanted in zip(prompts, params, strict=True):
+            self.engine.check(prompt.token_ids, wanted)
+        ids = [str(next(self._numbers)) for _ in prompts]
+        try:
+            for request_id, prompt, wanted in zip(ids, prompts, params, strict=True):
+                self.engine.add_request(
+                    request_id,
+                    prompt.token_ids,
+                    wanted,
+                    prompt=prompt.text,
+                    cache_salt=prompt.cache_salt,
+                    final_only=True,
+                )
+            done = self._drain(len(ids), use_tqdm)
+        finally:
+            self.engine.abort(ids)
+        return [done[request_id] for request_id in ids]
+
+    def _drain(self, total: int, use_tqdm: bool | Callable[..., Any]) -> dict[str, RequestOutput]:
+        """Step until every request is done."""
+        done: dict[str, RequestOutput] = {}
+        with _progress(total, use_tqdm) as bar:
+            while self.engine.has_unfinished_requests():
+                for output in self.engine.step():
+                    done[output.request_id] = output
+                    bar.update(1)
+                    _warn_of_errors(output)
+        return done
+
+    def close(self) -> None:
+        """Let the model go."""
+        self.engine.close()
+
+
+def _progress(total: int, use_tqdm: bool | Callable[..., Any]) -> Any:
+    from tqdm import tqdm
+
+    make = use_tqdm if callable(use_tqdm) else tqdm
+    return make(total=total, desc="Processed prompts", dynamic_ncols=True, disable=use_tqdm is False)
+
+
+def _warn_of_errors(output: RequestOutput) -> None:
+    for answer in output.outputs:
+        if answer.finish_reason == "error":
+            warnings.warn(f"request {output.request_id} failed: {answer.stop_reason}", RuntimeWarning, stacklevel=5)

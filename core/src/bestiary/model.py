@@ -1,0 +1,157 @@
+"""From a description to a model that runs: describe, keep this stage, allocate, fill, pack. Knows no architecture.
+
+Every pass is one function over the tree, and `build` is their fixed order. None of them is called by a plugin.
+"""
+
+from collections.abc import Iterator
+from importlib import import_module
+from math import prod
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from bestiary.architecture import Architecture
+from bestiary.blocks import Attention, Decoder, Leaf, PagedKV, Rope
+from bestiary.blocks.leaf import Block
+from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
+from bestiary.errors import ConfigUnsupported, PluginBroken
+from bestiary.parallel import Mesh
+
+__all__ = ["ModelModule", "build", "choose_dtype", "describe", "keeps", "num_parameters"]
+
+
+class ModelModule(Protocol):
+    """What a plugin's model module holds."""
+
+    #: Reads config.json: a frozen dataclass with `read(file: ConfigFile) -> Self`.
+    Config: Any
+    NAMES: Names
+
+    def describe(self, config: Any) -> Decoder:
+        """The tree of blocks for a configuration."""
+
+
+def model_module(architecture: Architecture, file: ConfigFile) -> ModelModule:
+    """Import the module that runs this checkpoint. Raises PluginBroken with the cause."""
+    name = architecture.module_for(file.values)
+    try:
+        module = import_module(name)
+    except Exception as e:
+        raise PluginBroken(
+            f"{architecture.name}: its model module {name!r} fails to import ({type(e).__name__}: {e})"
+        ) from e
+    if lacking := [part for part in ("Config", "NAMES", "describe") if not hasattr(module, part)]:
+        raise PluginBroken(f"{architecture.name}: its model module {name!r} lacks {', '.join(lacking)}")
+    return cast(ModelModule, module)
+
+
+def describe(architecture: Architecture, file: ConfigFile) -> tuple[Decoder, Names]:
+    """The tree as the plugin describes it, without a tensor, and its table of names."""
+    module = model_module(architecture, file)
+    return module.describe(module.Config.read(file)), module.NAMES
+
+
+def build(
+    model: Decoder,
+    names: Names,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    length: int,
+    mesh: Mesh | None = None,
+) -> Decoder:
+    """Make a described tree run on this rank, for contexts of up to `length` tokens."""
+    _stage(model, mesh or Mesh())
+    _allocate(model, dtype, device)
+    _number_caches(model)
+    _lay_out_angles(model, length, device)
+    fill(dict(_leaves(model)), names, checkpoint, elsewhere=lambda path: _is_elsewhere(path, model))
+    _pack(model)
+    return model
+
+
+def choose_dtype(setting: str, file: ConfigFile) -> torch.dtype:
+    """The dtype of weights and cache: the setting, else what config.json says, else float32."""
+    name = {"half": "float16", "float": "float32", "auto": file.dtype or "float32"}.get(setting, setting)
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}.get(name)
+    if dtype is None:
+        raise ConfigUnsupported(
+            f"{file.path}: dtype {name!r} cannot be served as it is; choose one with dtype=bfloat16 or float32"
+        )
+    return dtype
+
+
+def num_parameters(model: Decoder) -> int:
+    """Numbers that the model stores, a tied head's once."""
+    return sum(prod(shape) for _, leaf in _leaves(model) for shape in leaf.shapes().values())
+
+
+def keeps(model: Decoder) -> list[PagedKV]:
+    """What each caching layer of this rank keeps, in the order of the batch's caches."""
+    return [mixer.keeps for mixer in _mixers(model)]
+
+
+def _mixers(model: Decoder) -> Iterator[Attention]:
+    return (block for block in model.modules() if isinstance(block, Attention))
+
+
+def _leaves(model: Decoder) -> Iterator[tuple[str, Leaf]]:
+    """Leaves that own tensors; a tied head has none, though the checkpoint may carry one for it."""
+    for path, module in model.named_modules():
+        if isinstance(module, Leaf):
+            yield path, module
+
+
+def _stage(model: Decoder, mesh: Mesh) -> None:
+    """Keep the layers of this pipeline stage; the embedding goes with the first, norm and head with the last."""
+    model.is_first, model.is_last = mesh.is_first, mesh.is_last
+    model.layers.keep(mesh.layers_of(model.layers.count))
+    if not mesh.is_last:
+        del model.norm, model.head
+    if not (mesh.is_first or (mesh.is_last and model.head.tied)):
+        del model.embed
+
+
+def _is_elsewhere(path: str, model: Decoder) -> bool:
+    """Another stage owns this place of the tree."""
+    top, _, rest = path.partition(".")
+    if top == "layers":
+        number = rest.partition(".")[0]
+        return number.isdigit() and int(number) < model.layers.count and number not in model.layers
+    return top in ("embed", "norm", "head") and not hasattr(model, top)
+
+
+def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
+    for _, leaf in _leaves(model):
+        leaf.allocate(dtype, device)
+
+
+def _number_caches(model: Decoder) -> None:
+    for slot, mixer in enumerate(_mixers(model)):
+        mixer.slot = slot
+
+
+def _lay_out_angles(model: Decoder, length: int, device: torch.device) -> None:
+    """One table of angles for all layers that turn alike."""
+    tables: dict[Rope, Tensor] = {}
+    for mixer in _mixers(model):
+        if mixer.rope is not None:
+            if mixer.rope not in tables:
+                tables[mixer.rope] = mixer.rope.table(length).to(device)
+            mixer.angles = tables[mixer.rope]
+
+
+def _pack(model: Decoder) -> None:
+    """Lay every matrix out for the device, one after the other, so that two copies exist of one at a time."""
+    tied = model.is_last and model.head.tied
+    if tied:
+        model.head.weight = model.embed.weight
+    for _, leaf in _leaves(model):
+        leaf.pack()
+    if tied and model.head.packed is not None:
+        model.embed.share(model.head.packed)
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.settle()

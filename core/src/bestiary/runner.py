@@ -1,0 +1,153 @@
+"""One rank: the rows of a step in, the chosen tokens out. Knows tensors and slots, not requests or text."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bestiary import model
+from bestiary.architecture import Architecture
+from bestiary.batch import Batch
+from bestiary.cache import store
+from bestiary.checkpoint import Checkpoint, ConfigFile
+from bestiary.config import EngineConfig
+from bestiary.errors import SettingError
+from bestiary.sampling.sampler import Choice, Row, TopLogprobs, sample, top_logprobs
+
+__all__ = ["Runner", "StepResult", "StepRow", "choose_device"]
+
+
+@dataclass(slots=True)
+class StepRow:
+    """The next tokens of one sequence, from position `start` on, and where its cache is."""
+
+    tokens: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    #: Set where the step reaches the last token, so that its successor is chosen.
+    sampling: Row | None
+    #: Where the prompt's log-probabilities are wanted: how many, and for each of `tokens` its successor in the prompt
+    #: (fewer at the prompt's end).
+    prompt_logprobs: int | None = None
+    successors: Sequence[int] = ()
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step found for one row."""
+
+    choice: Choice | None = None
+    prompt: list[TopLogprobs] = field(default_factory=list)
+
+
+class Runner:
+    """A model, its cache and the device that they live on."""
+
+    def __init__(self, config: EngineConfig, architecture: Architecture, folder: Path) -> None:
+        file = ConfigFile.load(folder)
+        self.device = choose_device(config.device)
+        dtype = model.choose_dtype(config.dtype, file)
+        tree, names = model.describe(architecture, file)
+        self.vocabulary = tree.embed.vocabulary
+        self.block_size = config.block_size
+        if config.max_model_len is not None and config.max_model_len > tree.context:
+            raise SettingError(f"max_model_len={config.max_model_len}: the model was made for {tree.context} tokens")
+        longest = config.max_model_len or tree.context
+        with Checkpoint.open(folder) as checkpoint:
+            self._model = model.build(tree, names, checkpoint, dtype=dtype, device=self.device, length=longest)
+        kept = model.keeps(self._model)
+        token_bytes = store.bytes_per_token(kept, dtype)
+        self.num_blocks = store.num_blocks(config, token_bytes, longest, self.device)
+        self.max_model_len = store.fit_length(config, tree.context, self.num_blocks)
+        self._caches = store.allocate(kept, self.num_blocks, self.block_size, dtype, self.device)
+
+    def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time."""
+        with torch.inference_mode():
+            wanted = [_output_rows(row) for row in rows]
+            hidden_RD = self._model(self._batch(rows, wanted))
+            if hidden_RD.shape[0] == 0:
+                return [StepResult() for _ in rows]
+            logits_RV = self._model.logits(hidden_RD).float()
+            return _choose(logits_RV, rows, [len(w) for w in wanted])
+
+    def _batch(self, rows: Sequence[StepRow], wanted: Sequence[range]) -> Batch:
+        """The step as tensors."""
+        counts = [len(row.tokens) for row in rows]
+        starts = [0, *accumulate(counts)]
+        longest = max(len(row.blocks) for row in rows)
+        tables = array("i")
+        for row in rows:
+            tables.extend(row.blocks)
+            tables.extend([0] * (longest - len(row.blocks)))
+        flat_tokens, positions, outputs = array("q"), array("q"), array("q")
+        for row, first, want in zip(rows, starts, wanted, strict=False):
+            flat_tokens.extend(row.tokens)
+            positions.extend(range(row.start, row.start + len(row.tokens)))
+            outputs.extend(range(first + want.start, first + want.stop))
+        table_SB = torch.frombuffer(tables, dtype=torch.int32).view(len(rows), longest)
+        position_T = torch.frombuffer(positions, dtype=torch.int64)
+        every = len(outputs) == len(flat_tokens)
+        return Batch(
+            token_ids=self._move(torch.frombuffer(flat_tokens, dtype=torch.int64)),
+            positions=self._move(position_T),
+            slots=self._move(self._slots(table_SB, position_T, counts)),
+            query_starts=self._move(torch.tensor(starts, dtype=torch.int32)),
+            context_lens=self._move(
+                torch.tensor([row.start + n for row, n in zip(rows, counts, strict=True)], dtype=torch.int32)
+            ),
+            block_tables=self._move(table_SB),
+            output_rows=None if every else self._move(torch.tensor(outputs, dtype=torch.int64)),
+            caches=self._caches,
+        )
+
+    def _slots(self, table_SB: Tensor, position_T: Tensor, counts: list[int]) -> Tensor:
+        """[T] where each token's keys and values go."""
+        sequence_T = torch.repeat_interleave(torch.tensor(counts))
+        return table_SB[sequence_T, position_T // self.block_size] * self.block_size + position_T % self.block_size
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
+
+
+def choose_device(setting: str) -> torch.device:
+    """The device for a setting: auto takes a GPU where there is one. Raises SettingError for one that is not there."""
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError:
+        raise SettingError(f"device={setting!r}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(
+            f"device={setting!r}: this machine, or this build of torch, has no CUDA device; use device='cpu'"
+        )
+    return device
+
+
+def _output_rows(row: StepRow) -> range:
+    """Which of a row's tokens need logits."""
+    if row.prompt_logprobs is not None and row.successors:
+        return range(len(row.tokens) if row.sampling else len(row.successors))
+    return range(len(row.tokens) - 1, len(row.tokens)) if row.sampling else range(0)
+
+
+def _choose(logits_RV: Tensor, rows: Sequence[StepRow], counts: Sequence[int]) -> list[StepResult]:
+    """Sample where a row's sequence goes on, and read the prompt's log-probabilities where they are wanted."""
+    results = [StepResult() for _ in rows]
+    ends = list(accumulate(counts))
+    for row, result, end, count in zip(rows, results, ends, counts, strict=True):
+        if row.prompt_logprobs is not None and row.successors:
+            first = logits_RV[end - count : end - count + len(row.successors)]
+            chosen = torch.tensor(row.successors, device=logits_RV.device)
+            result.prompt = top_logprobs(first, chosen, [row.prompt_logprobs] * len(row.successors))
+    sampling = [i for i, row in enumerate(rows) if row.sampling is not None]
+    if sampling:
+        last_RV = logits_RV if len(sampling) == logits_RV.shape[0] else logits_RV[[ends[i] - 1 for i in sampling]]
+        for i, choice in zip(sampling, sample(last_RV, [r for row in rows if (r := row.sampling)]), strict=True):
+            results[i].choice = choice
+    return results

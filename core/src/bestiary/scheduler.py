@@ -1,0 +1,158 @@
+"""Which tokens run next: a token budget, chunked prefill beside decode, first come first served. Knows no model."""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+from bestiary.cache import BlockTable, PagedCache
+
+__all__ = ["Scheduled", "Scheduler", "Sequence"]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer in the making. `num_prompt` and `num_computed` are stored; the rest follows from the tokens."""
+
+    id: str
+    tokens: list[int]
+    table: BlockTable
+    num_prompt: int = 0
+    #: Tokens whose keys and values are in the cache.
+    num_computed: int = 0
+    #: Tokens that came from another sequence's blocks when this one was first admitted.
+    num_cached: int = 0
+    #: The prompt's own log-probabilities are wanted: no part of it may come from the cache.
+    reads_prompt: bool = False
+    num_preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_prompt = self.num_prompt or len(self.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that must run before the next one can be chosen."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def num_output(self) -> int:
+        """Tokens chosen so far."""
+        return len(self.tokens) - self.num_prompt
+
+
+@dataclass(slots=True, frozen=True)
+class Scheduled:
+    """`count` tokens of a sequence, from `start` on, run in the next step."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """The step reaches the sequence's last token, so its successor is chosen."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+@dataclass
+class Scheduler:
+    """Waiting and running sequences in order of arrival, over one cache.
+
+    An older sequence never yields to a younger one, and a step always runs the oldest if its blocks can be had: nobody
+    starves. Who must yield gives up all blocks, goes to the front of the queue and computes its tokens again, which
+    is cheap as far as its full blocks can still be found.
+    """
+
+    cache: PagedCache
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    waiting: deque[Sequence] = field(default_factory=deque)
+    running: list[Sequence] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return chain(self.running, self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, finished or aborted, at any moment between two steps."""
+        self.cache.release(sequence.table)
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step, with blocks reserved for it. Empty only when nothing waits or runs, or no block can be had."""
+        plan, preempted = self._continue_running()
+        if not preempted:
+            plan += self._admit(self.max_num_batched_tokens - sum(s.count for s in plan))
+        return plan
+
+    def commit(self, plan: list[Scheduled]) -> None:
+        """The step ended well: its tokens are in the cache, and full blocks may be found by others."""
+        for entry in plan:
+            sequence = entry.sequence
+            sequence.num_computed = entry.start + entry.count
+            self.cache.publish(sequence.table, sequence.tokens, sequence.num_computed)
+
+    def _continue_running(self) -> tuple[list[Scheduled], bool]:
+        """Chunks for the running, decodes before prefill so that a long prompt delays nobody's next token."""
+        plan: list[Scheduled] = []
+        budget = self.max_num_batched_tokens
+        num_running = len(self.running)
+        for sequence in sorted(self.running, key=lambda s: s.num_pending > 1):
+            if budget == 0:
+                break
+            if sequence.num_computed == 0 and sequence not in self.running:
+                continue  # it yielded its blocks a moment ago
+            count = min(sequence.num_pending, budget)
+            if self._reserve(sequence, sequence.num_computed + count):
+                plan.append(Scheduled(sequence, sequence.num_computed, count))
+                budget -= count
+        still = set(map(id, self.running))
+        return [s for s in plan if id(s.sequence) in still], len(self.running) < num_running
+
+    def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make room, at the cost of those who came later; False when `sequence` itself had to yield."""
+        while not self.cache.reserve(sequence.table, num_tokens):
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.cache.release(sequence.table)
+        sequence.num_computed = 0
+        sequence.num_preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _admit(self, budget: int) -> list[Scheduled]:
+        """First chunks of the waiting, as long as budget, seats and blocks last."""
+        plan: list[Scheduled] = []
+        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            found = 0 if sequence.reads_prompt else self.cache.match(sequence.table, sequence.tokens)
+            count = min(len(sequence.tokens) - found, budget)
+            if not self._has_room(sequence, found + count) or not self.cache.reserve(sequence.table, found + count):
+                self.cache.release(sequence.table)
+                break
+            sequence.num_computed = found
+            if sequence.num_preemptions == 0:
+                sequence.num_cached = found
+            self.running.append(self.waiting.popleft())
+            plan.append(Scheduled(sequence, found, count))
+            budget -= count
+        return plan
+
+    def _has_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Leave each running sequence a block to grow into, or the newcomer would be preempted at once."""
+        missing = self.cache.blocks_for(num_tokens) - len(sequence.table.blocks)
+        return not self.running or missing + len(self.running) <= self.cache.pool.num_free
