@@ -1,0 +1,42 @@
+"""Gated activation. Shapes: T tokens, I inner width."""
+
+import torch
+from torch import Tensor
+
+from bestiary_kernels import library
+from bestiary_kernels.activation import reference
+
+KINDS = {kind: number for number, kind in enumerate(("silu", "gelu", "gelu_tanh", "relu"))}
+
+
+def gated_activation(gate_up_T2I: Tensor, kind: str = "silu") -> Tensor:
+    """Return act(gate) * up of shape [T, I]; gate is the first half of each row, up the second.
+
+    `kind` is silu, gelu (the exact one), gelu_tanh or relu. Computed in float32, rounded once. Raises ValueError for
+    an unknown kind or an odd width.
+    """
+    number = KINDS.get(kind)
+    if number is None:
+        raise ValueError(f"gated_activation: kind {kind!r} is unknown; choose one of {', '.join(KINDS)}")
+    shape = gate_up_T2I.shape
+    if shape[-1] % 2:
+        raise ValueError(f"gated_activation: width {shape[-1]} has no two halves")
+    kernels = library.native(gate_up_T2I)
+    is_bf16 = library.IS_BF16.get(gate_up_T2I.dtype)
+    if kernels is None or is_bf16 is None or len(shape) != 2 or gate_up_T2I.stride(1) != 1:
+        function = _operator if library.is_traced(gate_up_T2I) else reference.gated_activation
+        return function(gate_up_T2I, kind)
+    rows, width = shape[0], shape[1] // 2
+    y = gate_up_T2I.new_empty(rows, width)
+    kernels.gated_activation(is_bf16, number, gate_up_T2I.data_ptr(), y.data_ptr(), rows, width, gate_up_T2I.stride(0))
+    return y
+
+
+@torch.library.custom_op("bestiary::gated_activation", mutates_args=())
+def _operator(gate_up: Tensor, kind: str = "silu") -> Tensor:
+    return reference.gated_activation(gate_up, kind)
+
+
+@_operator.register_fake
+def _shapes(gate_up: Tensor, kind: str = "silu") -> Tensor:
+    return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))

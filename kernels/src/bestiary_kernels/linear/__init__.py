@@ -1,0 +1,141 @@
+"""A weight packed once at load, its product with a few rows or many, and its rows. Shapes: T rows, N outputs, K inputs.
+
+Products of many rows are oneDNN's. For a few rows its call costs more than the memory it reads takes, so that our own
+kernel reads oneDNN's packed weight, where the layout is the one that we know. The layout is oneDNN's private matter:
+each weight is compared with its source when it is packed, and a mismatch leaves everything to oneDNN.
+"""
+
+import ctypes
+from struct import Struct
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bestiary_kernels import library
+from bestiary_kernels.linear import reference
+
+# Above this oneDNN's blocked product wins; the kernel's registers hold six rows beside a block's weights.
+MOST_ROWS = 6
+_SAMPLED_ROWS = 128
+_CALL = Struct("PPqq")  # PackedCall in cpu.cpp
+
+
+class PackedLinear:
+    """A weight [N, K] and an optional bias [N], made ready for `y = x @ weight.T + bias` on its device.
+
+    `form` says how the weight is held: "packed" (oneDNN's blocks, known to us), "rows" (oneDNN's copy, row by row),
+    "opaque" (oneDNN's blocks of another kind) or "plain" (the weight itself: no oneDNN, or not on the CPU).
+    """
+
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None, *, keep_rows: bool = False) -> None:
+        """Pack. With `keep_rows`, `embedding` works in every form: the weight itself stays where it cannot be read back.
+
+        The caller frees its own reference to the weight. Raises ValueError for shapes or dtypes that do not fit.
+        """
+        if weight_NK.dim() != 2 or (bias_N is not None and bias_N.shape != (weight_NK.shape[0],)):
+            raise ValueError(f"PackedLinear: weight {tuple(weight_NK.shape)} must be [N, K] and the bias [N]")
+        if bias_N is not None and bias_N.dtype is not weight_NK.dtype:
+            raise ValueError(f"PackedLinear: the bias is {bias_N.dtype}, the weight {weight_NK.dtype}")
+        self.outputs, self.inputs = weight_NK.shape
+        self.dtype = weight_NK.dtype
+        self.bias = None if bias_N is None else bias_N.detach().contiguous()
+        weight = weight_NK.detach().contiguous()
+        self._packed: Any = _pack(weight)
+        self._view = None if self._packed is None else _readable(self._packed, weight)
+        self.form = "plain" if self._packed is None else "opaque"
+        if self._view is not None:
+            self.form = "packed" if self._view.dim() == 4 else "rows"
+        self._weight = weight if self._packed is None or (keep_rows and self._view is None) else None
+        self._call = b""
+        if self._view is not None:
+            bias_at = 0 if self.bias is None else self.bias.data_ptr()
+            self._call = _CALL.pack(self._view.data_ptr(), bias_at, self.outputs, self.inputs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the weight takes, padding and a kept original included; the bias is not counted."""
+        kept = 0 if self._weight is None else self._weight.nbytes
+        return kept if self._packed is None else kept + int(torch.ops.mkldnn._nbytes(self._packed))
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """Return x @ weight.T + bias, [T, N], for x [T, K] of the weight's dtype; ValueError if it does not fit."""
+        rows, inputs = x_TK.shape
+        if inputs != self.inputs or x_TK.dtype is not self.dtype:
+            raise ValueError(
+                f"PackedLinear: x is {x_TK.dtype} with {inputs} inputs, the weight {self.dtype} with {self.inputs}"
+            )
+        if self._packed is None or rows == 0:
+            return self._plain(x_TK)
+        kernels = library.native(x_TK)
+        if kernels is None and library.is_traced(x_TK):
+            return x_TK.new_empty(rows, self.outputs)
+        if rows <= MOST_ROWS and self.form == "packed" and kernels is not None and kernels.linear_packed is not None:
+            x = x_TK.contiguous()
+            y = x.new_empty(rows, self.outputs)
+            failed = kernels.linear_packed(self._call, x.data_ptr(), y.data_ptr(), rows)
+            if failed:
+                library.fail("PackedLinear", failed)
+            return y
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self._packed, self.bias, "none", [], "")
+        return product
+
+    def _plain(self, x_TK: Tensor) -> Tensor:
+        if self._weight is None:
+            return x_TK.new_empty(0, self.outputs)
+        return functional.linear(x_TK, self._weight, self.bias)
+
+    def embedding(self, ids_T: Tensor) -> Tensor:
+        """Return the weight's rows `ids_T` (int64), [T, K]: a tied embedding that needs no second copy.
+
+        Raises IndexError for an id outside the weight, RuntimeError where the packed form cannot be read back and the
+        weight was not kept (`keep_rows`).
+        """
+        if self._weight is not None:
+            return functional.embedding(ids_T, self._weight)
+        if self._view is None:
+            raise RuntimeError("PackedLinear: this packed form cannot be read; construct with keep_rows=True")
+        if self.form == "rows":
+            return functional.embedding(ids_T, self._view)
+        kernels = library.native(ids_T)
+        if kernels is None or not ids_T.is_contiguous() or ids_T.dtype is not torch.int64:
+            if bool(((ids_T < 0) | (ids_T >= self.outputs)).any()):
+                library.fail("PackedLinear.embedding", library.BAD_ROW)
+            return reference.embedding_packed(self._view, ids_T)
+        y = torch.empty(ids_T.shape[0], self.inputs, dtype=self.dtype)
+        failed = kernels.embedding_packed(self._call, ids_T.data_ptr(), y.data_ptr(), ids_T.shape[0])
+        if failed:
+            library.fail("PackedLinear.embedding", failed)
+        return y
+
+
+def _pack(weight: Tensor) -> Any:
+    """oneDNN's packed copy of a CPU weight, or None where oneDNN has no product for it."""
+    if not weight.is_cpu or not torch.backends.mkldnn.is_available() or weight.dtype not in library.IS_BF16:
+        return None
+    if weight.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    return torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+
+
+def _readable(packed: Any, weight: Tensor) -> Tensor | None:
+    """A view of the packed memory in the layout that we know, or None if the weight's rows are not found in it.
+
+    Rows are compared bit by bit: the first, the last and a hundred between; a blocked layout of another kind moves
+    nearly every element, so that it cannot pass.
+    """
+    outputs, inputs = weight.shape
+    if weight.dtype is torch.bfloat16 and inputs % 2 == 0:
+        shape: tuple[int, ...] = reference.packed_shape(outputs, inputs)
+    else:
+        shape = (outputs, inputs)
+    size = torch.Size(shape).numel() * weight.element_size()
+    if size == 0 or int(torch.ops.mkldnn._nbytes(packed)) != size:
+        return None
+    memory = (ctypes.c_char * size).from_address(torch.ops.mkldnn.data_ptr(packed))
+    view = torch.frombuffer(memory, dtype=weight.dtype).view(shape)
+    ids = torch.linspace(0, outputs - 1, min(outputs, _SAMPLED_ROWS)).long()
+    rows = reference.embedding_packed(view, ids) if len(shape) == 4 else view[ids]
+    as_integers = torch.int16 if weight.dtype is torch.bfloat16 else torch.int32
+    return view if torch.equal(rows.view(as_integers), weight[ids].view(as_integers)) else None

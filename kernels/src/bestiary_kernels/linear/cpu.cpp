@@ -1,0 +1,142 @@
+// Product of a few rows with a packed weight, and rows read back out of it.
+//
+// bfloat16: [ceil(N / 64)][K / 2][64][2], the layout that oneDNN's packing gives on AVX-512-bf16 machines; every step
+// over K/2 reads 256 consecutive bytes, so each thread walks memory in one straight line.
+// float32: rows [N][K] as they are.
+#include "../simd.hpp"
+
+namespace {
+
+constexpr int COLUMNS = 64;
+
+struct PackedCall {
+    const void *weight, *bias;  // the bias has N elements of the weight's type, or is null
+    int64_t outputs, inputs;
+};
+
+#if defined(__AVX512BF16__)
+
+constexpr int VECTORS = COLUMNS / W;
+
+// sums[row][64] += x[row, from..to] * block[from..to], in steps of two inputs.
+template <int rows>
+inline void multiply_block(const char* block, const bf16* x, int64_t x_stride, int64_t from, int64_t to,
+                           Floats sums[rows][VECTORS]) {
+    for (int64_t step = from; step < to; ++step) {
+        const char* const at = block + step * COLUMNS * 4;
+        _mm_prefetch(at + 4096, _MM_HINT_T0);
+        _mm_prefetch(at + 4096 + 64, _MM_HINT_T0);
+        _mm_prefetch(at + 4096 + 128, _MM_HINT_T0);
+        _mm_prefetch(at + 4096 + 192, _MM_HINT_T0);
+        __m512bh w[VECTORS];
+#pragma GCC unroll 4
+        for (int c = 0; c < VECTORS; ++c) w[c] = (__m512bh)read_as<Floats>(at + c * 64);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) {
+            const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
+#pragma GCC unroll 4
+            for (int c = 0; c < VECTORS; ++c) sums[r][c] = (Floats)_mm512_dpbf16_ps((__m512)sums[r][c], w[c], pair);
+        }
+    }
+}
+
+template <int rows>
+inline void write_block(const PackedCall& call, int64_t block, const Floats sums[rows][VECTORS], bf16* y) {
+    const int64_t first = block * COLUMNS;
+    for (int c = 0; c < VECTORS; ++c) {
+        const int64_t column = first + c * W;
+        const int n = int(smaller<int64_t>(W, call.outputs - column));
+        if (n <= 0) return;
+        Floats bias{};
+        if (call.bias) bias = load_up_to((const bf16*)call.bias + column, n);
+        for (int r = 0; r < rows; ++r) store_up_to(y + r * call.outputs + column, sums[r][c] + bias, n);
+    }
+}
+
+// The weight is one line of blocks x K/2 steps, cut evenly; a block that a cut divides is finished after the region.
+template <int rows> int multiply_packed(const PackedCall& call, const bf16* x, bf16* y) {
+    constexpr int most_threads = 256;
+    const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
+    const int64_t threads = total < 512 ? 1 : smaller(omp_get_max_threads(), most_threads);
+    const char* const weight = (const char*)call.weight;
+    struct Edge {
+        int64_t block;
+        Floats sums[rows][VECTORS];
+    };
+    const int64_t most_edges = 2 * threads;
+    Edge* const edges = (Edge*)scratch(size_t(most_edges) * sizeof(Edge));
+    if (!edges) return NO_MEMORY;
+    for (int64_t i = 0; i < most_edges; ++i) edges[i].block = -1;
+    const auto walk = [&](int64_t thread) {
+        int64_t at = total * thread / threads;
+        const int64_t end = total * (thread + 1) / threads;
+        int64_t edge = 2 * thread;
+        while (at < end) {
+            const int64_t block = at / steps, from = at - block * steps, to = smaller(steps, from + end - at);
+            Floats sums[rows][VECTORS] = {};
+            multiply_block<rows>(weight + block * steps * COLUMNS * 4, x, call.inputs, from, to, sums);
+            if (to - from == steps) {
+                write_block<rows>(call, block, sums, y);
+            } else {
+                edges[edge].block = block;
+                memcpy(edges[edge++].sums, sums, sizeof sums);
+            }
+            at += to - from;
+        }
+    };
+    if (threads == 1) {
+        walk(0);
+        return OK;
+    }
+#pragma omp parallel num_threads(int(threads))
+    for (int64_t thread = omp_get_thread_num(); thread < threads; thread += omp_get_num_threads()) walk(thread);
+    for (int64_t i = 0; i < most_edges; ++i) {
+        if (edges[i].block < 0) continue;
+        for (int64_t j = i + 1; j < most_edges; ++j) {
+            if (edges[j].block != edges[i].block) continue;
+            for (int r = 0; r < rows; ++r)
+                for (int c = 0; c < VECTORS; ++c) edges[i].sums[r][c] += edges[j].sums[r][c];
+            edges[j].block = -1;
+        }
+        write_block<rows>(call, edges[i].block, edges[i].sums, y);
+    }
+    return OK;
+}
+
+#endif
+
+}  // namespace
+
+#if defined(__AVX512BF16__)
+
+// x [rows, K] and y [rows, N], both dense; at most 6 rows (what the registers hold beside a block's weights).
+EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64_t rows) {
+    const bf16* const from = (const bf16*)x;
+    bf16* const to = (bf16*)y;
+    switch (rows) {
+        case 0: return OK;
+        case 1: return multiply_packed<1>(*call, from, to);
+        case 2: return multiply_packed<2>(*call, from, to);
+        case 3: return multiply_packed<3>(*call, from, to);
+        case 4: return multiply_packed<4>(*call, from, to);
+        case 5: return multiply_packed<5>(*call, from, to);
+        case 6: return multiply_packed<6>(*call, from, to);
+    }
+    return BAD_ROW;
+}
+
+#endif
+
+// y [ids, K] gets the rows `ids` of a bfloat16 weight in the packed layout.
+EXPORT(int, embedding_packed)(const PackedCall* call, const int64_t* ids, void* y, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        if (ids[i] < 0 || ids[i] >= call->outputs) return BAD_ROW;
+    const int64_t steps = call->inputs / 2;
+    share(count, 1, count * steps > 4096, [&](int64_t i) {
+        const uint32_t* const from =
+            (const uint32_t*)call->weight + ids[i] / COLUMNS * steps * COLUMNS + ids[i] % COLUMNS;
+        uint32_t* const to = (uint32_t*)y + i * steps;
+        for (int64_t step = 0; step < steps; ++step) to[step] = from[step * COLUMNS];
+    });
+    return OK;
+}

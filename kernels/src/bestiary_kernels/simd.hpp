@@ -1,0 +1,187 @@
+// Vector helpers that every operation shares: lane types, bfloat16, exp and erfc, thread loops and scratch memory.
+//
+// One source serves every instruction set through GCC's vector extensions; the lane count W follows the -m flags.
+// Everything but the exported functions lives in an anonymous namespace and no standard library template is used:
+// one shared library holds the same source compiled several times, and a function that two variants share by name
+// would be kept once, for the wrong machine.
+#pragma once
+
+#include <math.h>
+#include <omp.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define JOIN_NAMES(variant, name) bestiary_##variant##_##name
+#define VARIANT_NAME(variant, name) JOIN_NAMES(variant, name)
+#define EXPORT(type, name) extern "C" __attribute__((visibility("default"))) type VARIANT_NAME(VARIANT, name)
+
+namespace {
+
+// What a function answers; `library.py` turns each number into the same exception.
+enum Status : int { OK = 0, BAD_BLOCK = 1, BAD_SLOT = 2, BAD_POSITION = 3, BAD_RAGGED = 4, NO_MEMORY = 5, BAD_ROW = 6 };
+
+#if defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * W)));
+typedef int32_t Ints __attribute__((vector_size(4 * W)));
+typedef uint32_t Words __attribute__((vector_size(4 * W)));
+typedef uint16_t Halves __attribute__((vector_size(2 * W)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+template <class V> inline V read_as(const void* from) {
+    V value;
+    memcpy(&value, from, sizeof value);
+    return value;
+}
+
+inline Floats splat(float value) { return Floats{} + value; }
+
+inline Ints lanes() {
+    Ints index{};
+    for (int i = 0; i < W; ++i) index[i] = i;
+    return index;
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline float to_float(float value) { return value; }
+inline float to_float(bf16 value) {
+    const uint32_t bits = uint32_t(value.bits) << 16;
+    return read_as<float>(&bits);
+}
+
+inline Floats load(const float* from) { return read_as<Floats>(from); }
+inline Floats load(const bf16* from) { return (Floats)(__builtin_convertvector(read_as<Halves>(from), Words) << 16); }
+
+// The first n lanes from memory, zeros in the rest; never reads past from + n.
+template <class T> inline Floats load_part(const T* from, int n) {
+    T whole[W] = {};
+    memcpy(whole, from, size_t(n) * sizeof(T));
+    return load(whole);
+}
+
+inline void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
+
+// Round to nearest, ties to even, as torch does; a NaN becomes the quiet NaN of its sign.
+inline void store(bf16* to, Floats value) {
+    const Words bits = (Words)value;
+    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    const Words quiet = (bits >> 16) | 0x40u;
+    const Halves halves = __builtin_convertvector(value == value ? rounded : quiet, Halves);
+    memcpy(to, &halves, sizeof halves);
+}
+
+template <class T> inline void store_part(T* to, Floats value, int n) {
+    T whole[W];
+    store(whole, value);
+    memcpy(to, whole, size_t(n) * sizeof(T));
+}
+
+// Calls body(offset, lanes_used) over n values: whole vectors with a constant W, then one part.
+template <class Body> inline void over_vectors(int64_t n, Body body) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) body(i, W);
+    if (i < n) body(i, int(n - i));
+}
+
+template <class T> inline Floats load_up_to(const T* from, int n) { return n == W ? load(from) : load_part(from, n); }
+template <class T> inline void store_up_to(T* to, Floats value, int n) {
+    if (n == W)
+        store(to, value);
+    else
+        store_part(to, value, n);
+}
+
+template <class Combine> inline float across(Floats value, Combine combine) {
+    for (int step = W / 2; step; step /= 2) value = combine(value, __builtin_shuffle(value, lanes() ^ step));
+    return value[0];
+}
+inline float sum_of(Floats value) {
+    return across(value, [](Floats a, Floats b) { return a + b; });
+}
+inline float largest_of(Floats value) { return across(value, larger); }
+
+// e^x = 2^n e^r with n = round(x / ln 2); the polynomial is our own least-squares fit of e^r on |r| <= ln2 / 2
+// (relative error 2e-9). Below -88 the scale's bits are zero, so the answer is exactly 0; above 88.4 it is infinity.
+// A comparison with NaN is false, so NaN passes both clamps and comes out of the polynomial.
+inline Floats exp_of(Floats x) {
+    const Floats low = splat(-88.0f), high = splat(89.0f);
+    x = x < low ? low : x;
+    x = x > high ? high : x;
+    const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
+    const Floats shifted = x * 1.44269504f + rounder;
+    const Floats n = shifted - rounder;
+    const Floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = r * 1.382702277e-3f + 8.376434391e-3f;
+    p = p * r + 4.166849710e-2f;
+    p = p * r + 1.666640077e-1f;
+    p = p * r + 4.999999042e-1f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    return p * (Floats)(((Words)shifted << 23) + 0x3f800000u);
+}
+
+// erfc(z) for z >= 0 as t e^(-z^2 + f(t)), t = 1 / (1 + z / 2); f is our own least-squares fit (8.5e-8), so the
+// error is relative and the far tail keeps its digits.
+inline Floats erfc_of(Floats z) {
+    const Floats t = 1.0f / (1.0f + 0.5f * z);
+    Floats p = t * 1.787034552e-1f - 8.599416930e-1f;
+    p = p * t + 1.565589974f;
+    p = p * t - 1.221623523f;
+    p = p * t + 3.368944062e-1f;
+    p = p * t - 2.101132605e-1f;
+    p = p * t + 1.026416263e-1f;
+    p = p * t + 3.732846628e-1f;
+    p = p * t + 1.000077938f;
+    p = p * t - 1.265513502f;
+    return t * exp_of(p - z * z);
+}
+
+// body(i) for i < n, each thread taking `chunk` at a time from one shared counter: a core that another program
+// borrows then delays one chunk, not half the work. Without `parallel` no region is entered (it costs microseconds).
+template <class Body> void share(int64_t n, int64_t chunk, bool parallel, Body body) {
+    if (!parallel || n <= chunk) {
+        for (int64_t i = 0; i < n; ++i) body(i);
+        return;
+    }
+    int64_t next = 0;
+#pragma omp parallel
+    for (;;) {
+        const int64_t begin = __atomic_fetch_add(&next, chunk, __ATOMIC_RELAXED);
+        if (begin >= n) break;
+        const int64_t end = begin + chunk < n ? begin + chunk : n;
+        for (int64_t i = begin; i < end; ++i) body(i);
+    }
+}
+
+// Memory of this thread that outlives the call, so that a step never meets the allocator; null when there is none.
+inline void* scratch(size_t size) {
+    static __thread void* memory = nullptr;
+    static __thread size_t held = 0;
+    if (size > held) {
+        free(memory);
+        held = 0;
+        if (posix_memalign(&memory, 64, size)) memory = nullptr;
+        if (memory) held = size;
+    }
+    return memory;
+}
+
+template <class T> inline T smaller(T a, T b) { return a < b ? a : b; }
+
+}  // namespace

@@ -1,0 +1,107 @@
+"""PackedLinear: every form against torch's linear, and the packed layout against its source."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from bestiary_kernels import PackedLinear, linear, using
+from bestiary_kernels.linear import MOST_ROWS, reference
+
+from .cases import assert_rounds_to
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """The product in float64, rounded once."""
+    wide = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    return wide.to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(576, 576), (64, 2), (100, 64), (1, 8), (130, 33), (3072, 64)])
+def test_every_row_count_agrees_with_the_product(
+    variant: str, outputs: int, inputs: int, with_bias: bool, dtype: torch.dtype
+) -> None:
+    weight = torch.randn(outputs, inputs).to(dtype)
+    bias = torch.randn(outputs).to(dtype) if with_bias else None
+    layer = PackedLinear(weight, bias)
+    for rows in (0, 1, 2, 3, 4, 5, 6, 7, 17):
+        x = torch.randn(rows, inputs).to(dtype)
+        assert_rounds_to(layer(x), product(x, weight, bias), floor=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_cut_of_a_block_between_threads_loses_nothing(variant: str, threads: int) -> None:
+    weight, before = torch.randn(200, 1000).bfloat16(), torch.get_num_threads()
+    layer, x = PackedLinear(weight), torch.randn(MOST_ROWS, 1000).bfloat16()
+    torch.set_num_threads(threads)
+    try:
+        assert_rounds_to(layer(x), product(x, weight, None), floor=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+def test_embedding_returns_the_weights_rows(backend: str, dtype: torch.dtype) -> None:
+    weight = torch.randn(150, 32).to(dtype)
+    layer = PackedLinear(weight, keep_rows=True)
+    ids = torch.tensor([149, 0, 63, 64, 0])
+    with using(backend):
+        assert torch.equal(layer.embedding(ids), weight[ids])
+        assert layer.embedding(ids[:0]).shape == (0, 32)
+        for outside in (-1, 150):
+            with pytest.raises(IndexError):
+                layer.embedding(torch.tensor([1, outside]))
+
+
+def test_a_packed_weight_that_cannot_be_read_says_so() -> None:
+    layer = PackedLinear(torch.randn(40, 33).bfloat16())
+    if layer.form != "opaque":
+        pytest.skip("oneDNN keeps this shape readable here")
+    with pytest.raises(RuntimeError, match="keep_rows"):
+        layer.embedding(torch.tensor([0]))
+    assert PackedLinear(torch.randn(40, 33).bfloat16(), keep_rows=True).embedding(torch.tensor([0])).shape == (1, 33)
+
+
+def test_a_layout_in_which_the_rows_are_not_found_is_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = linear._pack
+    monkeypatch.setattr(linear, "_pack", lambda weight: pack(weight.flip(0)))
+    assert PackedLinear(torch.randn(128, 32).bfloat16()).form == "opaque"
+    assert PackedLinear(torch.randn(128, 32)).form == "opaque"
+
+
+def test_without_onednn_the_weight_itself_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    weight, x = torch.randn(10, 8), torch.randn(2, 8)
+    layer = PackedLinear(weight)
+    assert layer.form == "plain" and layer.nbytes == weight.nbytes
+    assert torch.equal(layer(x), functional.linear(x, weight))
+    assert torch.equal(layer.embedding(torch.tensor([3])), weight[3:4])
+
+
+def test_packed_reference_means_the_product() -> None:
+    weight, x = torch.randn(64, 6).bfloat16(), torch.randn(2, 6).bfloat16()
+    packed = weight.view(1, 64, 3, 2).transpose(1, 2).contiguous()
+    assert torch.equal(reference.embedding_packed(packed, torch.arange(64)), weight)
+    assert_rounds_to(reference.linear_packed(packed, x, None, 64), product(x, weight, None))
+
+
+def test_nan_reaches_the_output() -> None:
+    weight, x = torch.ones(70, 32).bfloat16(), torch.ones(2, 32).bfloat16()
+    x[1, 5] = float("nan")
+    y = PackedLinear(weight)(x)
+    assert y[0].isfinite().all() and y[1].isnan().all()
+
+
+def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="bias"):
+        PackedLinear(torch.randn(4, 4), torch.randn(5))
+    with pytest.raises(ValueError, match="4 inputs"):
+        PackedLinear(torch.randn(4, 5))(torch.randn(1, 4))
+
+
+def test_meta_rows_have_their_shape() -> None:
+    assert PackedLinear(torch.randn(4, 6))(torch.empty(3, 6, device="meta")).shape == (3, 4)
