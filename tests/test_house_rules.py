@@ -58,7 +58,9 @@ FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "cloudpic
 def unsafe(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Import) and any(alias.name.partition(".")[0] in FORBIDDEN_MODULES for alias in node.names):
+        if isinstance(node, ast.Import) and any(
+            alias.name.partition(".")[0] in FORBIDDEN_MODULES for alias in node.names
+        ):
             yield f"{where} imports a module that runs what it reads"
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in FORBIDDEN_MODULES:
             yield f"{where} imports a module that runs what it reads"
@@ -106,4 +108,6 @@ def test_all_lists_exactly_what_is_public() -> None:
         )
         defined = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)}
         public = {name for name in defined if not name.startswith("_")}
-        assert public <= set(listed) | {"main"}, f"{path.relative_to(ROOT)}: {sorted(public - set(listed))} not in __all__"
+        assert public <= set(listed) | {"main"}, (
+            f"{path.relative_to(ROOT)}: {sorted(public - set(listed))} not in __all__"
+        )

@@ -1,0 +1,11 @@
+"""What every test of the workspace starts from: one compute thread for each worker, and nothing of the user's settings."""
+
+import os
+
+# Workers of xdist share the cores: with more than one thread each they would wait for one another at every operation.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["BESTIARY_CONFIG"] = os.devnull  # an empty file
+for name in [n for n in os.environ if n.startswith("BESTIARY_") and n not in ("BESTIARY_CACHE", "BESTIARY_CONFIG")]:
+    del os.environ[name]

@@ -1,0 +1,291 @@
+"""The real engine over a fake model, through thousands of random days, each made from one number.
+
+The fake model's next token is a hash of the whole context as it finds it through the block tables, so that any mix-up
+of blocks, a stale prefix or a lost token changes the text; and what each request must answer is computed from its
+prompt and parameters alone. A day's requests come and go at random, share prefixes, are aborted early, late and twice,
+run out of cache, and meet steps, rows and allocations that fail. A failing day prints its seed: `simulate(seed)` is
+that day again, to the last bit.
+
+Set SIMULATED_DAYS for more of them.
+"""
+
+import os
+import random
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import pytest
+
+from bestiary.config import EngineConfig
+from bestiary.engine import Engine
+from bestiary.output import RequestOutput
+from bestiary.runner import StepRow
+from bestiary.sampling.params import SamplingParams
+from bestiary.scheduler import Sequence as Tokens
+from bestiary.testing import Expected, FakeExecutor, expected_answer, expected_prompt_logprobs
+
+REQUESTS_PER_DAY = 200
+DAYS = int(os.environ.get("SIMULATED_DAYS", "500"))
+SHARES = 4
+
+
+@dataclass
+class Asked:
+    """One request, when it comes, and whether somebody gives it up."""
+
+    id: str
+    prompt: list[int]
+    params: SamplingParams
+    salt: str
+    final_only: bool
+    arrives: int
+    abort_after: int | None
+    outputs: list[RequestOutput] = field(default_factory=list)
+    aborted: bool = False
+
+
+class Day:
+    """One workload on one engine."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = chance = random.Random(seed)
+        block_size = chance.choice((1, 3, 16))
+        longest = chance.randint(6, 48)
+        fit_one = -(-longest // block_size)
+        self.executor = FakeExecutor(
+            chance.choice((fit_one, 2 * fit_one + 1, 5 * fit_one, 12 * fit_one)),
+            block_size,
+            vocabulary=chance.choice((4, 30, 1000)),
+            max_model_len=longest,
+            fault=self.fault,
+        )
+        self.end_ids = chance.sample(range(self.executor.vocabulary), chance.randint(0, 2))
+        config = EngineConfig(
+            model="fake",
+            max_num_seqs=chance.choice((1, 4, 12, 40)),
+            max_num_batched_tokens=chance.choice((1, 5, 8, 16, 32, 64)),
+            enable_prefix_caching=chance.random() < 0.8,
+        )
+        self.engine = Engine(config, self.executor, None, self.end_ids)
+        self.prefixes = [self._tokens(longest - 1) for _ in range(3)]
+        self.asked = {str(i): self._ask(str(i)) for i in range(REQUESTS_PER_DAY)}
+        #: request id -> its answers that end with an error, because the fault was theirs.
+        self.blamed: Counter[str] = Counter()
+        self.happened: Counter[str] = Counter(requests=REQUESTS_PER_DAY)
+        self.culprits = chance.sample(sorted(self.asked), 4)
+        self.trace: list[tuple[object, ...]] = []
+        self._fail_allocations(chance)
+        self._count_preemptions()
+
+    # ---- the workload ------------------------------------------------------------------------------------------------
+
+    def _tokens(self, n: int) -> list[int]:
+        return self.random.choices(range(self.executor.vocabulary), k=n)
+
+    def _ask(self, request_id: str) -> Asked:
+        chance, longest = self.random, self.executor.max_model_len
+        head = chance.choice(self.prefixes)[: chance.randint(0, longest)]
+        prompt = (head + self._tokens(chance.randint(1, 4)))[-(longest - 1) :]
+        max_tokens = chance.randint(1, chance.choice((3, 10, 30)))
+        params = SamplingParams(
+            temperature=chance.choice((0.0, 1.0)),
+            seed=chance.getrandbits(60),
+            n=chance.choice((1, 1, 1, 1, 2, 3)),
+            max_tokens=None if chance.random() < 0.03 else max_tokens,
+            min_tokens=chance.choice((0, 0, 1, max_tokens)) if self.executor.vocabulary > 4 else 0,
+            stop_token_ids=self._tokens(chance.choice((0, 0, 1, 3))),
+            ignore_eos=chance.random() < 0.3,
+            logprobs=chance.choice((None, None, None, 0)),
+            prompt_logprobs=0 if chance.random() < 0.1 else None,
+            detokenize=False,
+        )
+        return Asked(
+            request_id,
+            prompt,
+            params,
+            salt=chance.choice(("", "", "tenant")),
+            final_only=chance.random() < 0.5,
+            arrives=int(request_id) // chance.choice((1, 4, 50)),
+            abort_after=chance.choice((0, 0, 1, 2, 5, 20)) if chance.random() < 0.15 else None,
+        )
+
+    # ---- what goes wrong ---------------------------------------------------------------------------------------------
+
+    def fault(self, rows: Sequence[StepRow]) -> Collection[int]:
+        """Rows of two culprits always fail, rows of another two turn into NaN; some steps fail as a whole."""
+        owners = {id(s.table.blocks): s.id.partition("/")[0] for s in self.engine.scheduler.running}
+        requests = [owners[id(row.blocks)] for row in rows]
+        raising, spoiling = self.culprits[:2], self.culprits[2:]
+        for request in requests:
+            if request in raising and self.random.random() < 0.7:
+                self._blame(rows, request, "rows failed")
+        if self.random.random() < 0.01:
+            self._blame(rows, requests[0], "steps failed")
+        return [i for i, request in enumerate(requests) if request in spoiling and rows[i].sampling]
+
+    def _blame(self, rows: Sequence[StepRow], request: str, kind: str) -> None:
+        """Fail the step; alone in it, the request pays for it."""
+        self.happened[kind] += 1
+        self.blamed[request] += len(rows) == 1
+        raise RuntimeError(f"{kind}, as planned")
+
+    def _fail_allocations(self, chance: random.Random) -> None:
+        pool = self.engine.scheduler.cache.pool
+        take = pool.take
+
+        def sometimes(n: int) -> list[int] | None:
+            if chance.random() < 0.01:
+                self.happened["allocations failed"] += 1
+                return None
+            return take(n)
+
+        pool.take = sometimes  # type: ignore[method-assign]
+
+    def _count_preemptions(self) -> None:
+        preempt = self.engine.scheduler._preempt
+
+        def counted(sequence: Tokens) -> None:
+            self.happened["preemptions"] += 1
+            preempt(sequence)
+
+        self.engine.scheduler._preempt = counted  # type: ignore[method-assign]
+
+    # ---- the day -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Let it all happen, and check each answer as it comes."""
+        waiting = sorted(self.asked.values(), key=lambda one: one.arrives)
+        aborts: list[tuple[int, str]] = []
+        for now in count():
+            while waiting and waiting[0].arrives <= now:
+                one = waiting.pop(0)
+                self._add(one)
+                if one.abort_after is not None:
+                    aborts.append((now + one.abort_after, one.id))
+            for when, request_id in list(aborts):
+                if when <= now:
+                    aborts.remove((when, request_id))
+                    self._abort(request_id)
+            if not (waiting or aborts or self.engine.has_unfinished_requests()):
+                break
+            self.happened["steps"] += 1
+            for output in self.engine.step():
+                self._take(output)
+            self.engine.check_integrity()
+            assert now < 400 * REQUESTS_PER_DAY, "somebody starves"
+        self._check_end()
+
+    def _add(self, one: Asked) -> None:
+        self.engine.add_request(one.id, one.prompt, one.params, cache_salt=one.salt, final_only=one.final_only)
+
+    def _abort(self, request_id: str) -> None:
+        """Once in a while together with one that is gone already, one that never was, and a second time."""
+        ids = [request_id, "nobody"] if self.random.random() < 0.5 else [request_id]
+        outputs = self.engine.abort(ids)
+        finished = any(output.finished for output in self.asked[request_id].outputs)
+        assert [output.request_id for output in outputs] == ([] if finished else [request_id])
+        self.happened["aborts after the end" if finished else "aborts"] += 1
+        for output in outputs:
+            self.asked[request_id].aborted = True
+            self._take(output)
+        assert self.engine.abort(ids) == []
+
+    def _take(self, output: RequestOutput) -> None:
+        one = self.asked[output.request_id]
+        before = one.outputs[-1] if one.outputs else None
+        if before is not None:
+            assert not before.finished, "an output after the last"
+            for old, new in zip(before.outputs, output.outputs, strict=True):
+                assert list(new.token_ids[: len(old.token_ids)]) == list(old.token_ids), "a token was taken back"
+        assert output.finished or not one.final_only
+        one.outputs.append(output)
+        answers = [(tuple(a.token_ids), a.finish_reason, a.stop_reason) for a in output.outputs]
+        self.trace.append((output.request_id, output.num_cached_tokens, *answers))
+
+    # ---- the verdict -------------------------------------------------------------------------------------------------
+
+    def _check_end(self) -> None:
+        scheduler, pool = self.engine.scheduler, self.engine.scheduler.cache.pool
+        assert len(scheduler) == 0 and pool.num_free == pool.num_blocks
+        for one in self.asked.values():
+            self._check(one, one.outputs[-1])
+
+    def _check(self, one: Asked, output: RequestOutput) -> None:
+        size = self.executor.block_size
+        assert output.finished and len(output.outputs) == one.params.n
+        assert output.num_cached_tokens % size == 0 and output.num_cached_tokens < len(one.prompt)
+        if not self.engine.config.enable_prefix_caching or one.params.prompt_logprobs is not None:
+            assert output.num_cached_tokens == 0
+        self.happened["cached tokens"] += output.num_cached_tokens
+        num_errors = 0
+        for answer in output.outputs:
+            expected = self._expected(one, answer.index)
+            tokens = list(answer.token_ids)
+            self.happened["tokens"] += len(tokens)
+            if answer.finish_reason in ("abort", "error"):
+                assert tokens == expected.tokens[: len(tokens)]
+                num_errors += answer.finish_reason == "error"
+            else:
+                assert (tokens, answer.finish_reason, answer.stop_reason) == expected[:3]
+            if answer.finish_reason == "abort":
+                assert one.aborted
+            if answer.logprobs is not None:
+                found = [entry[token].logprob for entry, token in zip(answer.logprobs, tokens, strict=True)]
+                assert found == expected.logprobs[: len(tokens)]
+        spoiled = one.id in self.culprits[2:]
+        if spoiled:
+            assert one.aborted or num_errors == one.params.n
+            self.happened["not finite"] += num_errors
+        else:
+            assert num_errors == self.blamed[one.id]
+        if not spoiled:
+            self._check_prompt(one, output, whole=not one.aborted and num_errors == 0)
+
+    def _expected(self, one: Asked, index: int) -> Expected:
+        executor = self.executor
+        return expected_answer(
+            one.prompt,
+            one.params,
+            vocabulary=executor.vocabulary,
+            max_model_len=executor.max_model_len,
+            end_ids=self.end_ids,
+            index=index,
+        )
+
+    def _check_prompt(self, one: Asked, output: RequestOutput, whole: bool) -> None:
+        if one.params.prompt_logprobs is None:
+            assert output.prompt_logprobs is None
+            return
+        assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
+        read = zip(output.prompt_logprobs[1:], one.prompt[1:], strict=whole)
+        found = [entry[token].logprob for entry, token in read if entry is not None]
+        assert found == expected_prompt_logprobs(one.prompt)[: len(found)]
+
+
+def simulate(seed: int) -> Day:
+    """The day of this seed; says which it was if it fails."""
+    day = Day(seed)
+    try:
+        day.run()
+    except BaseException as failure:
+        failure.add_note(f"simulate({seed})")
+        raise
+    return day
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_every_request_of_every_day_is_answered_exactly(share: int) -> None:
+    happened: Counter[str] = Counter()
+    for seed in range(share, DAYS, SHARES):
+        happened += simulate(seed).happened
+    print(dict(happened))
+    assert happened["requests"] == REQUESTS_PER_DAY * len(range(share, DAYS, SHARES))
+    for kind in ("rows failed", "steps failed", "allocations failed", "aborts", "aborts after the end", "not finite"):
+        assert happened[kind] > 0, kind
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_day_replays_to_the_last_bit(seed: int) -> None:
+    assert simulate(seed).trace == simulate(seed).trace
