@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from bestiary.errors import CapabilityMissing, SettingError
+from bestiary.installed import preferences
 
-__all__ = ["EngineConfig", "cache_home"]
+__all__ = ["ENGINE_CAPABILITIES", "EngineConfig", "cache_home"]
 
+#: What this engine offers of all that a plugin can declare: "lora", "pipeline", "tensor". It runs a model on one device.
+ENGINE_CAPABILITIES: frozenset[str] = frozenset()
 DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
 
 
@@ -123,6 +126,8 @@ def _from_environment(names: set[str]) -> dict[str, Any]:
     for name in names - {"model", "plugin"}:
         if (text := os.environ.get(f"BESTIARY_{name.upper()}")) is not None:
             found[name] = _parse(name, text, hints[name])
+    if (text := os.environ.get("BESTIARY_PLUGIN")) is not None:
+        found["plugin"] = preferences(text)
     return found
 
 
@@ -142,7 +147,7 @@ def _from_file(names: set[str]) -> dict[str, Any]:
     given = os.environ.get("BESTIARY_CONFIG")
     home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
     path = Path(given).expanduser() if given else home / "bestiary" / "config.toml"
-    if not path.is_file():
+    if not path.exists():
         if given:
             raise SettingError(f"BESTIARY_CONFIG={given!r}: there is no such file")
         return {}

@@ -1,10 +1,10 @@
 """Requests in, results out: owns scheduler, executor and output. Knows no model and no tensor."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from bestiary import hub, registry
 from bestiary.architecture import Task
@@ -14,7 +14,7 @@ from bestiary.checkpoint import ConfigFile, generation
 from bestiary.config import EngineConfig
 from bestiary.errors import EngineError, RequestError
 from bestiary.executor import Executor, InlineExecutor
-from bestiary.output import CompletionOutput, Logprob, OutputText, RequestOutput
+from bestiary.output import CompletionOutput, FinishReason, Logprob, OutputText, RequestOutput
 from bestiary.runner import Runner, StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Row, TopLogprobs
@@ -23,8 +23,6 @@ from bestiary.scheduler import Sequence as Tokens
 from bestiary.text import Tokenizer
 
 __all__ = ["Engine"]
-
-FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(slots=True, eq=False)
@@ -106,8 +104,10 @@ class Engine:
         registry.require(architecture, task=Task.GENERATE)
         texts = folder if config.tokenizer is None else hub.locate(config.tokenizer)
         tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(texts)
+        # generation_config.json knows what ends an answer better than config.json, which is often the base model's.
+        ends = generation(folder).get("eos_token_id") or file.token_ids("eos_token_id")
         executor = InlineExecutor(Runner(config, architecture, folder))
-        return cls(config, executor, tokenizer, _end_ids(file, generation(folder)))
+        return cls(config, executor, tokenizer, ends)
 
     def has_unfinished_requests(self) -> bool:
         """Something waits or runs."""
@@ -158,13 +158,16 @@ class Engine:
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         base = self._seeds.getrandbits(63) if params.seed is None else params.seed
+        root = root_key(cache_salt)
+        request.answers = [self._answer(request, index, base + index, root) for index in range(params.n)]
         self._requests[request_id] = request
-        for index in range(params.n):
-            self._add_answer(request, index, base + index, cache_salt)
+        for answer in request.answers:
+            self._answers[answer.sequence] = answer
+            self.scheduler.add(answer.sequence)
 
-    def _add_answer(self, request: _Request, index: int, seed: int, salt: str) -> None:
+    def _answer(self, request: _Request, index: int, seed: int, root: bytes) -> _Answer:
         params = request.params
-        sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), BlockTable(root_key(salt)))
+        sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), BlockTable(root))
         sequence.reads_prompt = index == 0 and params.prompt_logprobs is not None
         text = OutputText(
             self.tokenizer if params.detokenize else None,
@@ -175,10 +178,7 @@ class Engine:
         )
         logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         seed = (seed + 2**63) % 2**64 - 2**63
-        answer = _Answer(request, index, sequence, text, seed, logprobs)
-        request.answers.append(answer)
-        self._answers[sequence] = answer
-        self.scheduler.add(sequence)
+        return _Answer(request, index, sequence, text, seed, logprobs)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """End requests now, with what they have. Unknown and finished ids are passed over: an abort may come late."""
@@ -187,9 +187,17 @@ class Engine:
             if request := self._requests.get(request_id):
                 for answer in request.answers:
                     if answer.finish_reason is None:
-                        self._finish(answer, "abort", None)
+                        self._abort(answer)
                 outputs.append(self._retire(request))
         return outputs
+
+    def _abort(self, answer: _Answer) -> None:
+        """End an answer and release the text that it held back."""
+        self._finish(answer, "abort", None)
+        try:
+            answer.text.finish()
+        except Exception as failure:  # the blocks are free already; the answer says what became of its text
+            answer.finish_reason, answer.stop_reason = "error", f"{type(failure).__name__}: {failure}"
 
     def step(self) -> list[RequestOutput]:
         """Run one step and return the requests that it moved on."""
@@ -202,12 +210,12 @@ class Engine:
         )
         touched: dict[str, _Request] = {}
         for entry, result in zip(plan, results, strict=True):
-            answer = self._answers[entry.sequence]
-            if isinstance(result, Exception):
-                self._finish(answer, "error", f"{type(result).__name__}: {result}")
-            else:
+            answer, samples = self._answers[entry.sequence], entry.samples
+            with self._alone(answer):
+                if isinstance(result, Exception):
+                    raise result
                 self._take_in(answer, entry, result)
-            if answer.finish_reason or entry.samples:
+            if answer.finish_reason or samples:
                 touched[answer.request.id] = answer.request
         return [
             self._retire(request) if request.finished else request.output()
@@ -230,6 +238,14 @@ class Engine:
             return self.executor.execute([row])[0]
         except Exception as failure:
             return failure
+
+    @contextmanager
+    def _alone(self, answer: _Answer) -> Iterator[None]:
+        """Whatever is raised for one answer ends that answer, and nothing else."""
+        try:
+            yield
+        except Exception as failure:
+            self._finish(answer, "error", f"{type(failure).__name__}: {failure}")
 
     def _row(self, entry: Scheduled) -> StepRow:
         sequence, answer = entry.sequence, self._answers[entry.sequence]
@@ -255,8 +271,9 @@ class Engine:
             return
         token = result.choice.token
         if token is None:
-            self._finish(answer, "error", "the model's logits are not finite numbers")
-            return
+            # Keys and values may not be finite either: nobody else may find them.
+            self.scheduler.cache.forget(answer.sequence.table)
+            raise EngineError("the model's logits are not finite numbers")
         answer.sequence.tokens.append(token)
         if answer.logprobs is not None and result.choice.logprobs is not None:
             answer.logprobs.append(self._logprobs(result.choice.logprobs))
@@ -267,18 +284,14 @@ class Engine:
         """Does this token end the answer: an end token, a stop string, or no more room?"""
         request, sequence = answer.request, answer.sequence
         params = request.params
-        ripe = sequence.num_output > params.min_tokens or params.min_tokens == 0
-        is_end = token in request.end_ids
+        # Below min_tokens the sampler forbids end tokens, and stop strings do not count.
+        may_stop = sequence.num_output > params.min_tokens or params.min_tokens == 0
+        is_end = may_stop and token in request.end_ids
         limit = params.max_tokens is not None and sequence.num_output >= params.max_tokens
         full = limit or len(sequence.tokens) >= self.executor.max_model_len
-        try:
-            found = answer.text.push(token, final=is_end or full, may_stop=sequence.num_output >= params.min_tokens)
-        except Exception as failure:
-            self._finish(answer, "error", f"{type(failure).__name__}: {failure}")
-            return
-        if is_end and ripe:
-            asked = token in (params.stop_token_ids or ())
-            self._finish(answer, "stop", token if asked else None)
+        found = answer.text.push(token, final=full, stop_token=is_end, may_stop=may_stop).stopped_by
+        if is_end:
+            self._finish(answer, "stop", token if token in (params.stop_token_ids or ()) else None)
         elif found is not None:
             self._finish(answer, "stop", found)
         elif full:
@@ -314,9 +327,3 @@ class Engine:
         """End everything and let the model go."""
         self.abort(list(self._requests))
         self.executor.close()
-
-
-def _end_ids(file: ConfigFile, defaults: Mapping[str, Any]) -> list[int]:
-    """Tokens that end an answer: generation_config.json knows better than config.json, which is the base model's."""
-    ends = defaults.get("eos_token_id", file.values.get("eos_token_id"))
-    return [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]

@@ -1,7 +1,7 @@
 """The offline interface: prompts in, results in the order of the prompts. Names are those that vLLM users know."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -72,17 +72,57 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, a list of `{"role": ..., "content": ...}`, or many of them."""
-        tokenizer = self.get_tokenizer()
-        conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        conversations: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
         template = self._chat_template(chat_template)
-        parsed = []
-        for conversation in conversations:
-            text = template.render(
-                conversation, add_generation_prompt=add_generation_prompt, tools=tools, **(chat_template_kwargs or {})
-            )
-            # The template writes the special tokens itself.
-            parsed.append(ParsedPrompt(tokenizer.encode(text, add_special_tokens=False), text))
+        variables = {"add_generation_prompt": add_generation_prompt, "tools": tools, **(chat_template_kwargs or {})}
+        parsed = [self._render(template, conversation, variables) for conversation in conversations]
         return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm)
+
+    def stream(
+        self, prompt: Any, sampling_params: SamplingParams | None = None
+    ) -> Generator[RequestOutput, None, None]:
+        """Serve one prompt, or one conversation, and yield all there is of it whenever a token was added.
+
+        Each answer's `text` only grows. Leaving the loop early, or closing the iterator, ends the request. Raises
+        RequestError as `generate` and `chat` do, and for any other request until the stream has ended.
+        """
+        if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
+            parsed = self._render(self._chat_template(None), prompt, {})
+        elif len(prompts := parse_prompts(prompt, self.engine.tokenizer)) == 1:
+            parsed = prompts[0]
+        else:
+            raise RequestError(f"a stream serves one prompt, not {len(prompts)}: open one after the other")
+        params = self._params_for(1, sampling_params)[0]
+        self.engine.check(parsed.token_ids, params)
+        return self._stream(parsed, params)
+
+    def _stream(self, prompt: ParsedPrompt, params: SamplingParams) -> Generator[RequestOutput, None, None]:
+        self._check_idle()
+        request_id = str(next(self._numbers))
+        try:
+            self.engine.add_request(
+                request_id, prompt.token_ids, params, prompt=prompt.text, cache_salt=prompt.cache_salt
+            )
+            while self.engine.has_unfinished_requests():
+                yield from self.engine.step()
+        finally:
+            self.engine.abort([request_id])
+
+    def has_chat_template(self) -> bool:
+        """The model knows conversations; base models often do not."""
+        return ChatTemplate.load(self._folder) is not None
+
+    def _check_idle(self) -> None:
+        """What one caller's steps bring for another caller's request would be lost."""
+        if self.engine.has_unfinished_requests():
+            raise RequestError("an answer is being streamed: read it to its end, or close it, before the next request")
+
+    def _render(
+        self, template: ChatTemplate, conversation: Sequence[Message], variables: Mapping[str, Any]
+    ) -> ParsedPrompt:
+        """The prompt of a conversation. The template writes the special tokens itself."""
+        text = template.render(conversation, **variables)
+        return ParsedPrompt(self.get_tokenizer().encode(text, add_special_tokens=False), text)
 
     def _chat_template(self, given: str | None) -> ChatTemplate:
         if given is not None:
@@ -106,6 +146,7 @@ class LLM:
     def _run(
         self, prompts: Sequence[ParsedPrompt], params: Sequence[SamplingParams], use_tqdm: bool | Callable[..., Any]
     ) -> list[RequestOutput]:
+        self._check_idle()
         for prompt, wanted in zip(prompts, params, strict=True):
             self.engine.check(prompt.token_ids, wanted)
         ids = [str(next(self._numbers)) for _ in prompts]

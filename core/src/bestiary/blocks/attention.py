@@ -48,4 +48,5 @@ class Attention(Block):
         mixed = kernels.paged_attention(
             q, k_cache, v_cache, batch.block_tables, batch.query_starts, batch.context_lens, self.scale
         )
-        return self.out(mixed.view(x_TD.shape[0], -1))
+        y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
+        return y_TD

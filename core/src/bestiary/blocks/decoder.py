@@ -3,7 +3,7 @@
 The residual stream travels as two addends, (x, residual), so that each norm can add and normalise in one pass.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -42,9 +42,6 @@ class Layers(nn.ModuleDict):
             if i not in kept:
                 del self[str(i)]
 
-    def __iter__(self) -> Iterator[Block]:  # type: ignore[override]
-        return iter(self.values())
-
 
 class Head(Linear):
     """Hidden states to logits; `tied` reads the embedding's table instead of a matrix of its own."""
@@ -76,25 +73,31 @@ class Decoder(Block):
         #: Tokens that the model was made to see at once.
         self.context = context
         self.is_first = self.is_last = True
+        self.stack: tuple[nn.Module, ...] = ()
 
     def settle(self) -> None:
         """Freeze the stack into a tuple."""
         super().settle()
-        self.__dict__["stack"] = tuple(self.layers.values())
+        self.stack = tuple(self.layers.values())
 
     def forward(self, batch: Batch, x_TD: Tensor | None = None) -> Tensor:
-        """[R, width] normalised states of the wanted rows; the bare stream [T, width] where another stage follows."""
-        x_TD = self.embed(batch.token_ids) if self.is_first else x_TD
-        residual_TD = None
+        """[R, width] normalised states of the wanted rows; the bare stream [T, width] where another stage follows.
+
+        `x_TD` is the stream that the stage before sent; the first stage embeds the tokens instead.
+        """
+        stream: Tensor = self.embed(batch.token_ids) if x_TD is None else x_TD
+        residual: Tensor | None = None
         for layer in self.stack:
-            x_TD, residual_TD = layer(x_TD, residual_TD, batch)
+            stream, residual = layer(stream, residual, batch)
         if not self.is_last:
-            return x_TD if residual_TD is None else x_TD + residual_TD
+            return stream if residual is None else stream + residual
         if batch.output_rows is not None:
-            x_TD = x_TD[batch.output_rows]
-            residual_TD = None if residual_TD is None else residual_TD[batch.output_rows]
-        return self.norm(x_TD, residual_TD)[0]
+            stream = stream[batch.output_rows]
+            residual = None if residual is None else residual[batch.output_rows]
+        hidden: Tensor = self.norm(stream, residual)[0]
+        return hidden
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, width] to [R, vocabulary]."""
-        return self.head(hidden_RD)
+        logits_RV: Tensor = self.head(hidden_RD)
+        return logits_RV

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.blocks.leaf import Leaf
@@ -21,6 +21,9 @@ class Linear(Leaf):
 
     `role` and `unit` (the rows that must stay together, as a head's) say how the matrix may be cut; blocks set them.
     """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
 
     def __init__(
         self, inputs: int, outputs: int | Mapping[str, int], role: Role, *, unit: int = 1, bias: bool = False
@@ -41,7 +44,7 @@ class Linear(Leaf):
             bias = self.bias.data if self.has_bias else None
             self.packed = PackedLinear(self.weight.data, bias, keep_rows=keep_rows)
             del self.weight
-            self.forward = self.packed  # type: ignore[method-assign]
+            self.forward = self.packed  # type: ignore[method-assign,assignment]
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, inputs] to [T, outputs]."""
@@ -50,6 +53,8 @@ class Linear(Leaf):
 
 class Embedding(Leaf):
     """A row for each token id."""
+
+    weight: nn.Parameter
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()

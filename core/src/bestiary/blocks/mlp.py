@@ -30,4 +30,5 @@ class GatedMLP(Block):
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""
-        return self.down(kernels.gated_activation(self.gate_up(x_TD), self.act))
+        y_TD: Tensor = self.down(kernels.gated_activation(self.gate_up(x_TD), self.act))
+        return y_TD

@@ -1,6 +1,6 @@
 """Normalisation over the hidden width, fused with the addition before it."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import bestiary_kernels as kernels
 from bestiary.blocks.leaf import Leaf
@@ -10,6 +10,9 @@ __all__ = ["RMSNorm"]
 
 class RMSNorm(Leaf):
     """x / rms(x) x weight (Zhang and Sennrich 2019, arXiv 1910.07467)."""
+
+    weight: nn.Parameter
+    scale: Tensor
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

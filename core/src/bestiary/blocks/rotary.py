@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Self, get_args
+from typing import Literal, Self, cast, get_args
 
 import torch
 from torch import Tensor
@@ -49,11 +49,10 @@ class Rope:
         given = {name: value for name in _OPTIONAL if (value := getattr(found, name)) is not None}
         trained = found.original_max_position_embeddings or file.get("max_position_embeddings", int, 2048)
         if found.mscale and found.mscale_all_dim and found.attention_factor is None:
-            given["attention_factor"] = _mscale(found.factor, found.mscale) / _mscale(
-                found.factor, found.mscale_all_dim
-            )
+            factor = found.factor or 1.0
+            given["attention_factor"] = _mscale(factor, found.mscale) / _mscale(factor, found.mscale_all_dim)
         dim = int(dim * (found.partial_rotary_factor or 1))
-        return cls(dim, found.theta, found.type, trained=trained, interleaved=interleaved, **given)
+        return cls(dim, found.theta, cast(Stretch, found.type), trained=trained, interleaved=interleaved, **given)
 
     def reach(self, stated: int) -> int:
         """The context in tokens where config.json states `stated`: old kinds multiply it, new ones state the result."""

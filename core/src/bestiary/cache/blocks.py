@@ -7,7 +7,7 @@ Knows nothing of requests or tensors: a block is a number. Every block is in exa
     blank   references = 0, not findable; taken before any cached one
 """
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from itertools import count
 
@@ -22,7 +22,7 @@ class BlockPool:
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         self._references = [0] * num_blocks
-        self._blank = deque(range(num_blocks))
+        self._blank = list(range(num_blocks))[::-1]  # a stack: the memory that was touched last is taken first
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._by_key: dict[bytes, int] = {}
         self._content: dict[int, tuple[bytes, tuple[int, ...]]] = {}  # findable block -> its key and tokens
@@ -44,10 +44,10 @@ class BlockPool:
         taken = []
         for _ in range(n):
             if self._blank:
-                block = self._blank.popleft()
+                block = self._blank.pop()
             else:
                 block, _ = self._cached.popitem(last=False)
-                self._forget(block)
+                self._unname(block)
             self._references[block] = 1
             taken.append(block)
         return taken
@@ -85,6 +85,12 @@ class BlockPool:
             return None
         return block
 
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Let nobody find these held blocks any more."""
+        for block in blocks:
+            if block in self._content:
+                self._unname(block)
+
     def clear(self) -> None:
         """Forget all content. Blocks in use stay with their holders."""
         self._blank.extend(self._cached)
@@ -92,7 +98,7 @@ class BlockPool:
         self._by_key.clear()
         self._content.clear()
 
-    def _forget(self, block: int) -> None:
+    def _unname(self, block: int) -> None:
         key, _ = self._content.pop(block)
         del self._by_key[key]
 

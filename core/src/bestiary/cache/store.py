@@ -1,6 +1,8 @@
 """The tensors behind the blocks, and how many blocks the machine has room for. Knows layers by what they keep."""
 
 from collections.abc import Sequence
+from math import prod
+from mmap import mmap
 from pathlib import Path
 
 import torch
@@ -59,9 +61,16 @@ def allocate(
     """Keys and values of every layer, [blocks, heads, block size, head size] each, zeroed."""
 
     def room(layer: PagedKV, dim: int) -> Tensor:
-        return torch.zeros(blocks, layer.heads, block_size, dim, dtype=dtype, device=device)
+        return _zeros((blocks, layer.heads, block_size, dim), dtype, device)
 
     return [(room(layer, layer.k_dim), room(layer, layer.v_dim)) for layer in kept]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU each page comes from the system when it is first written, so that an unused cache costs nothing."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap(-1, prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def free_memory(device: torch.device) -> int:

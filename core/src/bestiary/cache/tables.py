@@ -87,6 +87,10 @@ class PagedCache:
             self.pool.publish(table.blocks[index], self._key(table, tokens, index), self._tokens_of(tokens, index))
             table.published = index + 1
 
+    def forget(self, table: BlockTable) -> None:
+        """Let nobody find this table's blocks any more: what they hold turned out to be wrong."""
+        self.pool.forget(table.blocks)
+
     def release(self, table: BlockTable) -> None:
         """Give all blocks back; the table is empty afterwards and may be used again."""
         self.pool.drop(reversed(table.blocks))

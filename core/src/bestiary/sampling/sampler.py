@@ -7,6 +7,7 @@ draws one uniform number from its own seed and position, and inverts its cumulat
 Shapes: R rows, V vocabulary.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -107,13 +108,14 @@ def _penalise(logits_RV: Tensor, rows: Sequence[Row]) -> None:
     for r, row in enumerate(rows):
         params = row.params
         if params.repetition_penalty != 1:
-            seen = torch.tensor(row.tokens, device=logits_RV.device).unique()
+            seen = torch.tensor(list(set(row.tokens)), device=logits_RV.device)
             score = logits_RV[r, seen]
             factor = params.repetition_penalty
             logits_RV[r, seen] = torch.where(score > 0, score / factor, score * factor)
         if (params.presence_penalty or params.frequency_penalty) and row.num_output:
-            answer = torch.tensor(row.tokens[row.num_prompt :], device=logits_RV.device)
-            seen, times = answer.unique(return_counts=True)
+            counts = Counter(row.tokens[row.num_prompt :])
+            seen = torch.tensor(list(counts), device=logits_RV.device)
+            times = torch.tensor(list(counts.values()), device=logits_RV.device)
             logits_RV[r, seen] -= params.frequency_penalty * times + params.presence_penalty
 
 

@@ -1,0 +1,154 @@
+"""`bestiary chat`: a conversation at the terminal. Ctrl-C stops the answer, ctrl-D ends the program."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from bestiary.cli.options import EngineFlags, Model, SamplingFlags, System
+from bestiary.cli.terminal import StreamedText, note
+from bestiary.errors import RequestError
+
+if TYPE_CHECKING:
+    from bestiary.llm import LLM
+    from bestiary.output import CompletionOutput
+    from bestiary.sampling.params import SamplingParams
+
+__all__ = ["Conversation", "command"]
+
+_HELP = """\
+/clear         forget the conversation so far
+/system TEXT   what the model is told before it; without TEXT nothing
+/help          this list
+/exit          leave, as ctrl-D does
+ctrl-C         stop the answer; what was said stays in the conversation"""
+
+_ENGINE, _SAMPLING = EngineFlags(), SamplingFlags()
+
+
+def command(
+    model: Model,
+    /,
+    *,
+    system: System = None,
+    sampling: SamplingFlags = _SAMPLING,
+    engine: EngineFlags = _ENGINE,
+) -> None:
+    """Talk with a model."""
+    llm = engine.load(model)
+    if not llm.has_chat_template():
+        raise RequestError(f"{model} has no chat template, as base models often have not: use `bestiary run` with it")
+    talk = Conversation(llm, sampling.over(llm.get_default_sampling_params()), system)
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if is_terminal:
+        with suppress(ImportError):  # Python may be built without it; then lines are edited as the terminal does it
+            import readline  # noqa: F401
+        note(f"{model} is ready. /help lists the commands, ctrl-D ends.")
+    for line in _lines(is_terminal):
+        if not talk.take(line):
+            break
+
+
+def _lines(is_terminal: bool) -> Iterator[str]:
+    """What the user types; ctrl-C gives the line up."""
+    while True:
+        try:
+            line = input("> " if is_terminal else "").strip()
+        except EOFError:
+            if is_terminal:
+                print()
+            return
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print()
+            continue
+        except UnicodeDecodeError as error:
+            note(f"this line is not {error.encoding} text: {error.reason}")
+            continue
+        if line:
+            yield line
+
+
+@dataclass
+class Conversation:
+    """What was said so far, and the model that says more."""
+
+    llm: LLM
+    params: SamplingParams
+    system: str | None = None
+    turns: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self, line: str) -> bool:
+        """Answer a line, or do what a command says. False when it ends the conversation."""
+        word, _, rest = line.partition(" ")
+        match word:
+            case "/exit":
+                return False
+            case "/clear":
+                self.turns.clear()
+            case "/system":
+                self.system = rest.strip() or None
+            case "/help":
+                print(_HELP)
+            case _ if word[:1] == "/" and word[1:].isalpha():
+                note(f"there is no command {word}; /help lists them")
+            case _:
+                self.ask(line)
+        return True
+
+    def ask(self, question: str) -> None:
+        """Print the answer as it comes. What an interrupt leaves of it stays said, but no question without answer."""
+        self.turns.append({"role": "user", "content": question})
+        written, output = StreamedText(sys.stdout), None
+        try:
+            with _interrupt() as is_interrupted, closing(self.llm.stream(self._messages(), self.params)) as answers:
+                for output in answers:
+                    written.update(output.outputs[0].text)
+                    if is_interrupted():
+                        break
+        except RequestError as error:
+            note(f"{error}\n(/clear forgets the conversation so far)")
+        except KeyboardInterrupt:
+            pass  # the second one, so that the step was not waited for
+        if output is not None:
+            written.end()
+            _tell_end(output.outputs[0])
+        if output is None or not output.outputs[0].text:
+            self.turns.pop()
+        else:
+            self.turns.append({"role": "assistant", "content": output.outputs[0].text})
+
+    def _messages(self) -> list[dict[str, Any]]:
+        return self.turns if self.system is None else [{"role": "system", "content": self.system}, *self.turns]
+
+
+def _tell_end(answer: CompletionOutput) -> None:
+    """Say it where an answer did not end by itself."""
+    if answer.finish_reason == "length":
+        note("(cut off: --max-tokens is reached, or the context is full)")
+    elif answer.finish_reason == "error":
+        note(f"(the answer ended with an error: {answer.stop_reason})")
+
+
+@contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Note the first ctrl-C instead of raising, so that a step is never cut in two; a second one raises at once."""
+    noted = False
+
+    def note_it(number: int, frame: FrameType | None) -> None:
+        nonlocal noted
+        if noted:
+            raise KeyboardInterrupt
+        noted = True
+
+    before = signal.signal(signal.SIGINT, note_it)
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, before)

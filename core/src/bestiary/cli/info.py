@@ -1,0 +1,153 @@
+"""`bestiary info`: what a model is and what fits, from config.json and the plugin's description; reads no weights."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bestiary.cli.options import AsJson, Model, ModelFlags
+from bestiary.cli.terminal import columns, one_line, print_json, size
+
+if TYPE_CHECKING:
+    import torch
+
+    from bestiary.checkpoint import ConfigFile
+    from bestiary.config import EngineConfig
+    from bestiary.registry import Installed
+
+__all__ = ["command"]
+
+_MODEL = ModelFlags()
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What this machine has room for once the weights are loaded. Sizes in bytes; the rest in tokens and sequences."""
+
+    device: str
+    free_bytes: int
+    free_after_weights_bytes: int
+    cache_tokens: int
+    longest_context: int
+    full_length_sequences: int
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a model before it is loaded."""
+
+    model: str
+    folder: str
+    architecture: str
+    distribution: str
+    version: str
+    tasks: tuple[str, ...]
+    modalities: tuple[str, ...]
+    parameters: int
+    dtype: str
+    weight_bytes: int
+    kv_bytes_per_token: int
+    context_length: int
+    layers: int
+    vocabulary_size: int
+    chat_template: bool
+    memory: _Fit
+
+
+def command(
+    model: Model,
+    /,
+    *,
+    json: AsJson = False,
+    options: ModelFlags = _MODEL,
+) -> None:
+    """Print what a model is."""
+    from bestiary import hub
+    from bestiary.config import EngineConfig
+
+    config = EngineConfig.resolve(model=model, **options.settings())
+    facts = _facts(config, hub.locate(model, config.revision))
+    if json:
+        print_json(asdict(facts))
+    else:
+        print(columns(_lines(facts)))
+
+
+def _facts(config: EngineConfig, folder: Path) -> _Facts:
+    from bestiary import model, registry
+    from bestiary.cache import store
+    from bestiary.checkpoint import ConfigFile
+    from bestiary.runner import choose_device
+    from bestiary.text import ChatTemplate
+
+    file = ConfigFile.load(folder)
+    architecture = registry.resolve(file.architectures, prefer=config.plugin)
+    plugin = _plugin(file, (architecture.name, *architecture.aliases), config)
+    tree, _ = model.describe(architecture, file)
+    dtype = model.choose_dtype(config.dtype, file)
+    weight_bytes = model.num_parameters(tree) * dtype.itemsize
+    token_bytes = store.bytes_per_token(model.keeps(tree), dtype)
+    device = choose_device(config.device)
+    return _Facts(
+        model=config.model,
+        folder=str(folder),
+        architecture=plugin.name,
+        distribution=plugin.distribution,
+        version=plugin.version,
+        tasks=tuple(sorted(architecture.tasks)),
+        modalities=("text", *sorted(architecture.modalities)),
+        parameters=model.num_parameters(tree),
+        dtype=str(dtype).removeprefix("torch."),
+        weight_bytes=weight_bytes,
+        kv_bytes_per_token=token_bytes,
+        context_length=tree.context,
+        layers=tree.layers.count,
+        vocabulary_size=tree.embed.vocabulary,
+        chat_template=ChatTemplate.load(folder) is not None,
+        memory=_fit(device, store.free_memory(device), weight_bytes, token_bytes, tree.context),
+    )
+
+
+def _plugin(file: ConfigFile, names: tuple[str, ...], config: EngineConfig) -> Installed:
+    """The distribution behind the architecture that serves this file."""
+    from bestiary import registry
+
+    return registry.find(next(found for found in file.architectures if found in names), config.plugin)
+
+
+def _fit(device: torch.device, free: int, weight_bytes: int, token_bytes: int, context: int) -> _Fit:
+    left = max(0, free - weight_bytes)
+    tokens = left // max(token_bytes, 1)
+    return _Fit(str(device), free, left, tokens, min(context, tokens), tokens // context)
+
+
+def _lines(facts: _Facts) -> list[tuple[str, str]]:
+    fit = facts.memory
+    return [
+        ("model", one_line(facts.model)),
+        ("folder", one_line(facts.folder)),
+        ("served by", one_line(f"{facts.distribution} {facts.version}, as {facts.architecture}")),
+        ("does", one_line(f"{' '.join(facts.tasks)}; reads {' '.join(facts.modalities)}")),
+        ("chat template", "yes" if facts.chat_template else "no"),
+        ("parameters", f"{facts.parameters:,}"),
+        ("weights", f"{size(facts.weight_bytes)} in {facts.dtype}"),
+        ("layers", f"{facts.layers}"),
+        ("vocabulary", f"{facts.vocabulary_size:,} tokens"),
+        ("context", f"{facts.context_length:,} tokens"),
+        ("cache", f"{size(facts.kv_bytes_per_token)} per token"),
+        ("", ""),
+        (f"memory of {fit.device}", f"{size(fit.free_bytes)} free"),
+        *_fit_lines(facts),
+    ]
+
+
+def _fit_lines(facts: _Facts) -> list[tuple[str, str]]:
+    fit = facts.memory
+    if fit.free_bytes < facts.weight_bytes:
+        return [("does not fit", f"the weights alone take {size(facts.weight_bytes)}")]
+    return [
+        ("beside the weights", f"{size(fit.free_after_weights_bytes)}, or {fit.cache_tokens:,} tokens of cache"),
+        ("longest context", f"{fit.longest_context:,} tokens"),
+        ("at full length", f"{fit.full_length_sequences:,} sequences at once"),
+    ]

@@ -1,0 +1,162 @@
+"""What the steps of a benchmark are made of, what they must read and compute, and the machine's limits for both.
+
+It stands between engine and executor as one more executor, and knows no verb. The figures are what a step cannot do
+without: each weight read once (an embedding's only where the head shares them), keys and values of every token in
+context read once; two operations for each weight and token, and for each number of a key or value that a head meets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from bestiary.blocks import Attention
+from bestiary.model import keeps, num_parameters
+
+if TYPE_CHECKING:
+    import torch
+
+    from bestiary.blocks import Decoder
+    from bestiary.executor import Executor
+    from bestiary.runner import StepResult, StepRow
+
+__all__ = ["Costs", "Kind", "Limits", "Meter", "Phase", "Step"]
+
+#: A step that only reads prompts, one that only writes answers, or one that does both.
+Kind = Literal["prefill", "decode", "mixed"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model's tokens cost, from its description."""
+
+    #: Bytes of weights that every step reads.
+    weight_bytes: int
+    #: Weights that every token meets, and those that only tokens with logits meet.
+    body_parameters: int
+    head_parameters: int
+    #: Bytes of keys and values of one token in context.
+    kv_bytes: int
+    #: Operations of attention for one token that sees one other.
+    attention_flops: int
+
+    @classmethod
+    def of(cls, tree: Decoder, dtype: torch.dtype) -> Costs:
+        """The costs of a described tree that is served in `dtype`."""
+        total, table = num_parameters(tree), tree.embed.vocabulary * tree.embed.width
+        read = total if tree.head.tied else total - table
+        mixers = (block for block in tree.modules() if isinstance(block, Attention))
+        return cls(
+            weight_bytes=read * dtype.itemsize,
+            body_parameters=read - table,
+            head_parameters=table,
+            kv_bytes=sum(layer.bytes_per_token(dtype.itemsize) for layer in keeps(tree)),
+            attention_flops=sum(2 * m.heads * (m.keeps.k_dim + m.keeps.v_dim) for m in mixers),
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the engine, and how long it took from the end of the one before."""
+
+    kind: Kind
+    seconds: float
+    num_tokens: int
+    num_bytes: int
+    num_flops: int
+    #: Answers whose first token it brought.
+    num_first: int
+
+
+class Meter:
+    """An executor that notes what goes through it to another one."""
+
+    def __init__(self, executor: Executor, costs: Costs) -> None:
+        self._executor, self._costs = executor, costs
+        self.vocabulary, self.max_model_len = executor.vocabulary, executor.max_model_len
+        self.num_blocks, self.block_size = executor.num_blocks, executor.block_size
+        self.steps: list[Step] = []
+        self._last = 0.0
+
+    def start(self) -> None:
+        """Forget the steps so far; the next one is timed from here."""
+        self.steps = []
+        self._last = time.perf_counter()
+
+    def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        """Run a step and note it."""
+        results = self._executor.execute(rows)
+        now = time.perf_counter()
+        self.steps.append(self._step(rows, now - self._last))
+        self._last = now
+        return results
+
+    def close(self) -> None:
+        """Close the other executor."""
+        self._executor.close()
+
+    def _step(self, rows: Sequence[StepRow], seconds: float) -> Step:
+        costs, num_tokens = self._costs, sum(len(row.tokens) for row in rows)
+        context = sum(row.start + len(row.tokens) for row in rows)
+        # Token number i of a row sees the row's start, and i tokens of the row itself.
+        pairs = sum(len(row.tokens) * row.start + len(row.tokens) * (len(row.tokens) + 1) // 2 for row in rows)
+        num_logits = sum(row.sampling is not None for row in rows)
+        matrices = num_tokens * costs.body_parameters + num_logits * costs.head_parameters
+        writing = {_writes_answer(row) for row in rows}
+        return Step(
+            kind="mixed" if len(writing) == 2 else "decode" if True in writing else "prefill",
+            seconds=seconds,
+            num_tokens=num_tokens,
+            num_bytes=costs.weight_bytes + context * costs.kv_bytes,
+            num_flops=2 * matrices + pairs * costs.attention_flops,
+            num_first=sum(_ends_prompt(row) for row in rows),
+        )
+
+
+def _writes_answer(row: StepRow) -> bool:
+    return row.sampling is not None and row.start >= row.sampling.num_prompt
+
+
+def _ends_prompt(row: StepRow) -> bool:
+    return row.sampling is not None and row.start + len(row.tokens) == row.sampling.num_prompt
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine does at best, per second, as measured; None where that is not known."""
+
+    read_bytes: float | None
+    flops: float
+
+    @classmethod
+    def measure(cls, dtype: torch.dtype, device: torch.device) -> Limits:
+        """Measure both, with as many threads as the model has. The bandwidth of a GPU is not measured."""
+        import bestiary_kernels
+
+        read = bestiary_kernels.read_bandwidth() if device.type == "cpu" else None
+        return cls(read, bestiary_kernels.matmul_flops(dtype, device=device))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """All steps of one kind together. Shares are of the machine's limits; 1 is all that it can do."""
+
+    num_steps: int
+    seconds: float
+    num_tokens: int
+    tokens_per_s: float
+    bandwidth_share: float | None
+    flops_share: float
+
+    @classmethod
+    def of(cls, steps: Iterable[Step], kind: Kind, limits: Limits) -> Phase | None:
+        """The steps of this kind; None where there are none."""
+        chosen = [step for step in steps if step.kind == kind]
+        if not chosen:
+            return None
+        seconds, num_tokens = sum(step.seconds for step in chosen), sum(step.num_tokens for step in chosen)
+        read, flops = sum(step.num_bytes for step in chosen), sum(step.num_flops for step in chosen)
+        share = None if limits.read_bytes is None else read / seconds / limits.read_bytes
+        return cls(len(chosen), seconds, num_tokens, num_tokens / seconds, share, flops / seconds / limits.flops)

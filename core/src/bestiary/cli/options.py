@@ -1,0 +1,93 @@
+"""Flags that several verbs share, by the names that vLLM users know. A flag that is not given leaves its setting alone.
+
+Knows settings by name only: what they mean, and which values they take, is said where they are checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from bestiary.installed import preferences
+
+if TYPE_CHECKING:
+    from bestiary.llm import LLM
+    from bestiary.sampling.params import SamplingParams
+
+__all__ = ["AsJson", "EngineFlags", "Model", "ModelFlags", "SamplingFlags", "System"]
+
+
+def _flag(about: str) -> Parameter:
+    return Parameter(help=about, negative="", show_default=False)
+
+
+Model = Annotated[str, Parameter(help="Folder, owner/name, modelscope:owner/name, or demo.")]
+AsJson = Annotated[bool, _flag("As JSON, for programs.")]
+System = Annotated[str | None, _flag("What the model is told before the conversation.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model is meant, and how its numbers are stored."""
+
+    revision: Annotated[str | None, _flag("Branch, tag or commit of a hub's repository.")] = None
+    dtype: Annotated[str | None, _flag("auto, bfloat16, float16 or float32.")] = None
+    device: Annotated[str | None, _flag("auto, cpu, cuda, cuda:1, ...")] = None
+    plugin: Annotated[
+        tuple[str, ...], _flag("NAME=DIST: which distribution serves a name that several claim. May be repeated.")
+    ] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that were given. Raises SettingError for a `plugin` that is not NAME=DIST."""
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, ())}
+        if self.plugin:
+            given["plugin"] = preferences(",".join(self.plugin))
+        return given
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EngineFlags(ModelFlags):
+    """How the engine serves the model."""
+
+    tokenizer: Annotated[str | None, _flag("Take the tokenizer of another model, named as MODEL is.")] = None
+    max_model_len: Annotated[int | None, _flag("Longest prompt plus answer, in tokens.")] = None
+    max_num_seqs: Annotated[int | None, _flag("Most answers in the making at once.")] = None
+    max_num_batched_tokens: Annotated[int | None, _flag("Most tokens of one step.")] = None
+    kv_cache_memory_bytes: Annotated[int | None, _flag("Size of the cache of keys and values.")] = None
+    gpu_memory_utilization: Annotated[float | None, _flag("Share of a GPU's memory to use.")] = None
+
+    def load(self, model: str, **settings: Any) -> LLM:
+        """The model, ready to generate; `settings` are those that the verb itself decides."""
+        from bestiary.llm import LLM
+
+        return LLM(model, **{**self.settings(), **settings})
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SamplingFlags:
+    """How tokens are chosen; what is not given comes from the model's generation_config.json."""
+
+    max_tokens: Annotated[int | None, _flag("Most tokens of an answer. Without it: until the model ends.")] = None
+    min_tokens: Annotated[int | None, _flag("No end before this many tokens.")] = None
+    temperature: Annotated[float | None, _flag("0 takes the most likely token, always.")] = None
+    top_p: Annotated[float | None, _flag("Draw among the likeliest tokens that reach this probability.")] = None
+    top_k: Annotated[int | None, _flag("Draw among this many tokens; 0: among all.")] = None
+    min_p: Annotated[float | None, _flag("Drop tokens less probable than this share of the likeliest.")] = None
+    repetition_penalty: Annotated[float | None, _flag("Above 1 disfavours tokens that occurred.")] = None
+    presence_penalty: Annotated[float | None, _flag("Above 0 favours tokens that are new to the answer.")] = None
+    frequency_penalty: Annotated[float | None, _flag("Above 0 disfavours tokens by their count.")] = None
+    seed: Annotated[int | None, _flag("The same seed gives the same text.")] = None
+    stop: Annotated[tuple[str, ...], _flag("Text that ends the answer. May be repeated.")] = ()
+    ignore_eos: Annotated[bool, _flag("Go on after the model's end token.")] = False
+
+    def over(self, defaults: SamplingParams) -> SamplingParams:
+        """The model's own parameters, with what was given on the command line. Raises RequestError."""
+        import msgspec
+
+        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, (), False)}
+        return msgspec.structs.replace(defaults, **{"max_tokens": None, **given})

@@ -1,0 +1,159 @@
+"""An executor without a model: the next token is a hash of the whole context, as it stands in the cache.
+
+Its paged memory is real: a token is stored where the block table says, and read back from there. So a block given to
+two sequences, a prefix of somebody else or a token that got lost changes every later token, and equality with
+`expected_answer`, which never sees a cache, is an exact test of engine, scheduler and cache. Knows no tensor.
+"""
+
+import math
+from array import array
+from collections.abc import Callable, Collection, Sequence
+from hashlib import blake2b
+from struct import pack
+from typing import NamedTuple
+
+from bestiary.runner import StepResult, StepRow
+from bestiary.sampling.params import SamplingParams
+from bestiary.sampling.sampler import Choice, Row, TopLogprobs
+
+__all__ = ["Expected", "FakeExecutor", "expected_answer", "expected_prompt_logprobs"]
+
+_NEVER_WRITTEN, _NAN = -1, -2
+_TOKEN_BYTES = 8
+
+#: Called at each step when the rows' tokens are in the memory. It may raise, which fails the step, or return the
+#: numbers of rows whose keys, values and logits become NaN.
+Fault = Callable[[Sequence[StepRow]], Collection[int]]
+
+
+class FakeExecutor:
+    """An Executor over `num_blocks` blocks of `block_size` token ids each."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        vocabulary: int = 256,
+        max_model_len: int | None = None,
+        fault: Fault | None = None,
+    ) -> None:
+        self.num_blocks, self.block_size, self.vocabulary = num_blocks, block_size, vocabulary
+        self.max_model_len = max_model_len or num_blocks * block_size
+        self.fault = fault
+        #: Steps that were asked for, those that failed included.
+        self.num_steps = 0
+        self._memory = array("q", [_NEVER_WRITTEN]) * (num_blocks * block_size)
+        self._bytes = memoryview(self._memory).cast("B")
+        self._is_spoiled = False
+
+    def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        """Write the rows' tokens to the memory, and choose from what the memory then says."""
+        self.num_steps += 1
+        for row in rows:
+            self._write(row, row.tokens)
+        for number in self.fault(rows) if self.fault else ():
+            self._write(rows[number], [_NAN] * len(rows[number].tokens))
+            self._is_spoiled = True
+        return [self._result(row) for row in rows]
+
+    def close(self) -> None:
+        """Nothing to let go: the memory is this object's own."""
+
+    def _write(self, row: StepRow, values: Sequence[int]) -> None:
+        size, blocks, memory = self.block_size, row.blocks, self._memory
+        for position, value in enumerate(values, row.start):
+            memory[blocks[position // size] * size + position % size] = value
+
+    def _read(self, row: StepRow, num_tokens: int) -> bytes:
+        """The first `num_tokens` tokens of a row's context as the block table finds them."""
+        width = self.block_size * _TOKEN_BYTES
+        found = b"".join([self._bytes[block * width : (block + 1) * width] for block in row.blocks])
+        return found[: num_tokens * _TOKEN_BYTES]
+
+    def _result(self, row: StepRow) -> StepResult:
+        result = StepResult()
+        if row.prompt_logprobs is not None:
+            for place, successor in enumerate(row.successors, row.start + 1):
+                context = self._read(row, place)
+                is_nan = self._has_nan(context)
+                result.prompt.append(
+                    TopLogprobs([successor], [math.nan], 1) if is_nan else _logprobs(context, successor)
+                )
+        if row.sampling is not None:
+            result.choice = self._choose(self._read(row, row.start + len(row.tokens)), row.sampling)
+        return result
+
+    def _has_nan(self, context: bytes) -> bool:
+        return self._is_spoiled and _NAN in memoryview(context).cast("q")
+
+    def _choose(self, context: bytes, row: Row) -> Choice:
+        if self._has_nan(context):
+            return Choice(None)
+        token = _next_token(context, row.params, row.seed, row.num_output, row.end_ids, self.vocabulary)
+        return Choice(token, None if row.params.logprobs is None else _logprobs(context, token))
+
+
+class Expected(NamedTuple):
+    """One answer as it must come out of the engine."""
+
+    tokens: list[int]
+    finish_reason: str
+    stop_reason: int | None
+    #: Of each token of the answer, if the parameters ask for them.
+    logprobs: list[float]
+
+
+def expected_answer(
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    *,
+    vocabulary: int,
+    max_model_len: int,
+    end_ids: Sequence[int] = (),
+    index: int = 0,
+) -> Expected:
+    """What an engine over a FakeExecutor must answer: computed from prompt and parameters alone.
+
+    `index` is the answer's number where `n` is above 1. Give a seed where the parameters are not greedy.
+    """
+    stops = params.stop_token_ids or ()
+    ends = [*stops, *(() if params.ignore_eos else end_ids)]
+    tokens, logprobs = array("q", prompt_ids), list[float]()
+    limit = max_model_len - len(prompt_ids)
+    limit = limit if params.max_tokens is None else min(limit, params.max_tokens)
+    for num_output in range(limit):
+        context = tokens.tobytes()
+        token = _next_token(context, params, (params.seed or 0) + index, num_output, ends, vocabulary)
+        tokens.append(token)
+        if params.logprobs is not None:
+            logprobs += _logprobs(context, token).logprobs
+        if token in ends:
+            answer = tokens[len(prompt_ids) :].tolist()
+            return Expected(answer, "stop", token if token in stops else None, logprobs)
+    return Expected(tokens[len(prompt_ids) :].tolist(), "length", None, logprobs)
+
+
+def expected_prompt_logprobs(prompt_ids: Sequence[int]) -> list[float]:
+    """What the same engine must say of a prompt's tokens from the second on."""
+    context = array("q", prompt_ids).tobytes()
+    return [
+        _logprobs(context[: place * _TOKEN_BYTES], prompt_ids[place]).logprobs[0] for place in range(1, len(prompt_ids))
+    ]
+
+
+def _next_token(
+    context: bytes, params: SamplingParams, seed: int, num_output: int, end_ids: Sequence[int], vocabulary: int
+) -> int:
+    """The hash of the context, and of the seed where it is not greedy; the next id that is allowed."""
+    drawn = b"" if params.is_greedy else pack("<q", seed)
+    token = int.from_bytes(blake2b(context, digest_size=8, key=drawn).digest(), "little") % vocabulary
+    while num_output < params.min_tokens and token in end_ids:
+        token = (token + 1) % vocabulary
+    return token
+
+
+def _logprobs(context: bytes, token: int) -> TopLogprobs:
+    """A made-up log-probability of a token after a context."""
+    digest = blake2b(context, digest_size=6, salt=pack("<q", token)).digest()
+    return TopLogprobs([token], [-int.from_bytes(digest, "little") / 2**44], 1)
