@@ -190,7 +190,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.arrivals = 0
 
     @initialize(
-        num_blocks=st.sampled_from((6, 10, 14, 4, 3, 2, 1)),
+        num_blocks=st.sampled_from((9, 24, 14, 6, 4, 2, 1)),
         block_size=st.sampled_from((2, 1, 3, 4)),
         max_num_seqs=st.sampled_from((4, 3, 8, 2, 1)),
         budget=st.sampled_from((8, 64, 16, 5, 3, 2, 1)),
@@ -422,7 +422,7 @@ def test_no_order_of_events_breaks_pool_cache_and_scheduler() -> None:
         ),
     )
     print(dict(happened))
-    assert happened["steps"] >= 50_000
+    assert happened["steps"] >= 67 * EXAMPLES
     for event in (
         "hits",
         "evictions",
@@ -431,4 +431,4 @@ def test_no_order_of_events_breaks_pool_cache_and_scheduler() -> None:
         "prefill beside decode",
         "blocks shared while in use",
     ):
-        assert happened[event] >= 100, event
+        assert happened[event] >= EXAMPLES // 2, event

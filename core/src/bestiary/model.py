@@ -18,7 +18,7 @@ from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
 from bestiary.errors import ConfigUnsupported, PluginBroken
 from bestiary.parallel import Mesh
 
-__all__ = ["ModelModule", "build", "choose_dtype", "describe", "keeps", "num_parameters"]
+__all__ = ["ModelModule", "build", "choose_dtype", "describe", "keeps", "model_module", "num_parameters"]
 
 
 class ModelModule(Protocol):

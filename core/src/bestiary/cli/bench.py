@@ -1,4 +1,4 @@
-"""`bestiary bench`: a model's speed on random prompts, and its share of what the machine can do (`meter` counts that)."""
+"""`bestiary bench`: a model's speed on random prompts, and its share of what the machine can do (see `meter`)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _ENGINE, _SAMPLING = EngineFlags(), SamplingFlags()
 
 def command(
     model: Model,
-    prompt: Annotated[str, Parameter(help="The prompt; - reads it from the standard input.")],
+    prompt: Annotated[str, Parameter(help="The prompt; - reads the standard input.", allow_leading_hyphen=True)],
     /,
     *,
     chat: Annotated[
@@ -41,6 +41,8 @@ def command(
     """Answer one prompt."""
     if system is not None and chat is False:
         raise UsageError("--system belongs to a conversation: leave out --no-chat")
+    if prompt.startswith("--"):
+        raise UsageError(f"unknown option: {prompt} (a prompt that begins so comes through the standard input, with -)")
     text = _read_input() if prompt == "-" else prompt
     if chat is not False:
         _warm_templates()

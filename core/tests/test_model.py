@@ -1,0 +1,182 @@
+"""The passes from a description to a model that runs."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from bestiary import model
+from bestiary.architecture import Architecture, Task
+from bestiary.batch import Batch
+from bestiary.blocks import Attention, Decoder, Embedding, GatedMLP, Head, Layer, Layers, Linear, RMSNorm, Rope
+from bestiary.cache import store
+from bestiary.checkpoint import Checkpoint, ConfigFile, Names
+from bestiary.errors import ConfigUnsupported, PluginBroken, TensorMismatch
+from bestiary.parallel import Mesh
+from bestiary.testing.tiny import tiny_checkpoint
+
+WIDTH, INNER, LAYERS, HEADS, KV_HEADS = 64, 128, 5, 4, 2
+CPU = torch.device("cpu")
+
+
+def describe(vocabulary: int, *, tied: bool) -> Decoder:
+    rope = Rope(WIDTH // HEADS, base=10000.0)
+
+    def layer(i: int) -> Layer:
+        return Layer(
+            mix_norm=RMSNorm(WIDTH, 1e-5),
+            mixer=Attention(WIDTH, heads=HEADS, kv_heads=KV_HEADS, head_dim=WIDTH // HEADS, rope=rope),
+            ffn_norm=RMSNorm(WIDTH, 1e-5),
+            ffn=GatedMLP(WIDTH, INNER),
+        )
+
+    return Decoder(
+        embed=Embedding(vocabulary, WIDTH),
+        layers=Layers(LAYERS, layer),
+        norm=RMSNorm(WIDTH, 1e-5),
+        head=Head(vocabulary, WIDTH, tied=tied),
+        context=64,
+    )
+
+
+NAMES = Names(
+    ("model.embed_tokens", "embed"),
+    ("model.layers.*.input_layernorm", "layers.*.mix_norm"),
+    ("model.layers.*.self_attn.q_proj", "layers.*.mixer.qkv[q]"),
+    ("model.layers.*.self_attn.k_proj", "layers.*.mixer.qkv[k]"),
+    ("model.layers.*.self_attn.v_proj", "layers.*.mixer.qkv[v]"),
+    ("model.layers.*.self_attn.o_proj", "layers.*.mixer.out"),
+    ("model.layers.*.post_attention_layernorm", "layers.*.ffn_norm"),
+    ("model.layers.*.mlp.gate_proj", "layers.*.ffn.gate_up[gate]"),
+    ("model.layers.*.mlp.up_proj", "layers.*.ffn.gate_up[up]"),
+    ("model.layers.*.mlp.down_proj", "layers.*.ffn.down"),
+    ("model.norm", "norm"),
+    ("lm_head", "head"),
+)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("m"), "X", layers=LAYERS, tied=request.param)
+
+
+def build(folder: Path, mesh: Mesh | None = None, dtype: torch.dtype = torch.float32) -> Decoder:
+    file = ConfigFile.load(folder)
+    tree = describe(file.need("vocab_size", int), tied=file.get("tie_word_embeddings", bool, False))
+    with Checkpoint.open(folder) as checkpoint:
+        return model.build(tree, NAMES, checkpoint, dtype=dtype, device=CPU, length=64, mesh=mesh)
+
+
+def batch(tree: Decoder, tokens: list[int], rows: list[int] | None = None, dtype: torch.dtype = torch.float32) -> Batch:
+    n = len(tokens)
+    return Batch(
+        token_ids=torch.tensor(tokens),
+        positions=torch.arange(n),
+        slots=torch.arange(n),
+        query_starts=torch.tensor([0, n], dtype=torch.int32),
+        context_lens=torch.tensor([n], dtype=torch.int32),
+        block_tables=torch.arange(4, dtype=torch.int32)[None],
+        output_rows=None if rows is None else torch.tensor(rows),
+        caches=store.allocate(model.keeps(tree), 4, 16, dtype, CPU),
+    )
+
+
+TOKENS = [5, 99, 40, 7, 200, 31, 8]
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 5])
+@torch.inference_mode()
+def test_a_chain_of_stages_computes_what_the_whole_does(folder: Path, stages: int) -> None:
+    whole = build(folder)
+    expected = whole.logits(whole(batch(whole, TOKENS)))
+    stream: torch.Tensor | None = None
+    for stage in range(stages):
+        part = build(folder, Mesh(stage, stages))
+        stream = part(batch(part, TOKENS), stream)
+    assert stream is not None
+    torch.testing.assert_close(part.logits(stream), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_layer_has_one_stage_and_the_spread_is_even() -> None:
+    for count in range(1, 20):
+        for stages in range(1, count + 1):
+            kept = [Mesh(stage, stages).layers_of(count) for stage in range(stages)]
+            assert [i for layers in kept for i in layers] == list(range(count))
+            assert max(map(len, kept)) - min(map(len, kept)) <= 1
+
+
+@torch.inference_mode()
+def test_only_the_wanted_rows_leave_the_model(folder: Path) -> None:
+    tree = build(folder)
+    every = tree(batch(tree, TOKENS))
+    torch.testing.assert_close(tree(batch(tree, TOKENS, [6, 2])), every[[6, 2]], atol=1e-6, rtol=1e-6)
+
+
+def test_a_tied_table_is_counted_and_stored_once(folder: Path) -> None:
+    file = ConfigFile.load(folder)
+    vocabulary, tied = file.need("vocab_size", int), file.get("tie_word_embeddings", bool, False)
+    layer = WIDTH * (WIDTH + 2 * 32) + WIDTH * WIDTH + 3 * WIDTH * INNER + 2 * WIDTH
+    tables = 1 if tied else 2
+    assert model.num_parameters(describe(vocabulary, tied=tied)) == tables * vocabulary * WIDTH + LAYERS * layer + WIDTH
+
+
+def test_describing_makes_no_tensor() -> None:
+    assert list(describe(100, tied=False).parameters()) == []
+
+
+def test_packing_lets_the_original_go(folder: Path) -> None:
+    tree = build(folder, dtype=torch.bfloat16)
+    linears = [leaf for leaf in tree.modules() if isinstance(leaf, Linear)]
+    assert linears
+    assert all(leaf.packed is not None and not hasattr(leaf, "weight") for leaf in linears)
+
+
+def test_layers_that_turn_alike_share_one_table_of_angles(folder: Path) -> None:
+    tables = {id(m.angles) for m in build(folder).modules() if isinstance(m, Attention)}
+    assert len(tables) == 1
+
+
+def test_a_tensor_of_another_shape_names_itself(folder: Path) -> None:
+    wrong = describe(ConfigFile.load(folder).need("vocab_size", int) + 1, tied=False)
+    with Checkpoint.open(folder) as checkpoint, pytest.raises(TensorMismatch, match="lm_head"):
+        model.build(wrong, NAMES, checkpoint, dtype=torch.float32, device=CPU, length=64)
+
+
+@pytest.mark.parametrize(
+    ("setting", "stated", "expected"),
+    [
+        ("auto", "bfloat16", torch.bfloat16),
+        ("auto", None, torch.float32),
+        ("half", "bfloat16", torch.float16),
+        ("float", "bfloat16", torch.float32),
+        ("float32", "bfloat16", torch.float32),
+    ],
+)
+def test_the_dtype_is_the_settings_else_the_checkpoints(
+    setting: str, stated: str | None, expected: torch.dtype
+) -> None:
+    values: dict[str, Any] = {} if stated is None else {"torch_dtype": stated}
+    assert model.choose_dtype(setting, ConfigFile(values, Path("config.json"))) is expected
+
+
+def test_a_dtype_that_is_not_served_says_what_is() -> None:
+    with pytest.raises(ConfigUnsupported, match=r"float8.*dtype=bfloat16"):
+        model.choose_dtype("auto", ConfigFile({"torch_dtype": "float8_e4m3fn"}, Path("config.json")))
+
+
+def declared(module: str) -> Architecture:
+    return Architecture(name="X", model=module, tasks={Task.GENERATE})
+
+
+def test_a_model_module_that_fails_to_import_is_broken() -> None:
+    with pytest.raises(PluginBroken, match=r"X: its model module 'no_such_module_at_all'"):
+        model.model_module(declared("no_such_module_at_all"), ConfigFile({}, Path("config.json")))
+
+
+def test_a_model_module_without_its_parts_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "half_a_model", ModuleType("half_a_model"))
+    with pytest.raises(PluginBroken, match="lacks Config, NAMES, describe"):
+        model.model_module(declared("half_a_model"), ConfigFile({}, Path("config.json")))
