@@ -429,3 +429,22 @@ def test_reading_configurations_and_names_imports_no_torch() -> None:
     code = "import sys, bestiary.checkpoint; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+# Sizes, and conditions between values.
+
+
+def test_a_size_is_at_least_one() -> None:
+    assert config(n=3).size("n") == 3
+    assert config().size("n", 7) == config(n=None).size("n", 7) == 7
+    for bad in (0, -1):
+        with pytest.raises(ConfigUnsupported, match=rf"config.json: n is {bad}; it must be at least 1"):
+            config(n=bad).size("n")
+    with pytest.raises(ConfigUnsupported, match="n is missing"):
+        config().size("n")
+
+
+def test_a_condition_between_values_names_the_key() -> None:
+    config(n=3).must(True, "n", "is odd")
+    with pytest.raises(ConfigUnsupported, match=r"config.json: n is odd"):
+        config(n=3).must(False, "n", "is odd")

@@ -72,6 +72,7 @@ def test_a_row_leads_its_module_and_all_its_tensors_to_one_place(
         "model.layers.self_attn.q_proj.weight",
         "model.layers.x.self_attn.q_proj.weight",
         "model.layers.-1.self_attn.q_proj.weight",
+        "model.layers.٣.self_attn.q_proj.weight",
         "model.layers.²3.self_attn.q_proj.weight",
         "model.layers.*.self_attn.q_proj.weight",
         "model.layers.0.moe.experts.*.w1.weight",

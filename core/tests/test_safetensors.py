@@ -181,10 +181,11 @@ def test_releasing_what_was_copied_keeps_memory_near_one_tensor(tmp_path: Path) 
 
 
 def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
-    save_shards(tmp_path, {"s-2.safetensors": {"a": torch.ones(2)}, "s-1.safetensors": {"b": torch.zeros(3)}})
+    save_shards(tmp_path, {f"s-{i}.safetensors": {f"t{i}": torch.full((2,), i)} for i in reversed(range(8))})
     checkpoint = Checkpoint.open(tmp_path)
-    assert checkpoint.names() == ["b", "a"]
-    assert checkpoint.tensor("a").tolist() == [1, 1] and checkpoint.file("b").name == "s-1.safetensors"
+    assert checkpoint.names() == [f"t{i}" for i in range(8)]
+    assert [checkpoint.tensor(name).tolist() for name in checkpoint] == [[i, i] for i in range(8)]
+    assert checkpoint.file("t3").name == "s-3.safetensors"
 
 
 def test_a_shards_tensor_that_the_index_forgets_is_part_of_the_checkpoint(tmp_path: Path) -> None:
@@ -347,6 +348,7 @@ GOOD = {"x": entry()}
         (raw(GOOD, b"\0" * 5), "1 bytes that belong to no tensor"),
         (raw({}, b"\0"), "1 bytes that belong to no tensor"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_damaged_file_is_refused_with_its_name_and_its_fault(tmp_path: Path, content: bytes, complaint: str) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
@@ -434,7 +436,7 @@ def test_a_damaged_index_gives_the_same_tensors_or_a_typed_error(index: bytes) -
         assert all(checkpoint.tensor(tensor).eq(1).all() for tensor in checkpoint)
 
 
-@pytest.mark.parametrize("count", [50_000])
+@pytest.mark.parametrize("count", [20_000])
 def test_a_header_of_very_many_tensors_takes_memory_in_proportion(tmp_path: Path, count: int) -> None:
     """In a process of its own, so that its peak is this header's."""
     header = {f"model.layers.{i}.self_attn.q_proj.weight": entry((0,), 0, 0) for i in range(count)}

@@ -122,6 +122,18 @@ class ConfigFile:
         found = self._find(key)
         return default if found is None else self._typed(*found, kind, infinite)
 
+    def size(self, key: Key, default: int | None = None) -> int:
+        """A number of things, at least 1; `default` where the key is absent or null, else it must be there."""
+        value = self.need(key, int) if default is None else self.get(key, int, default)
+        if value < 1:
+            raise self._error(key, f"is {value}; it must be at least 1")
+        return value
+
+    def must(self, holds: bool, key: Key, what: str) -> None:
+        """Raise ConfigUnsupported, that says `what` of a key, unless a condition between values holds."""
+        if not holds:
+            raise self._error(key, what)
+
     def expect(self, key: Key, *allowed: T, default: T | None = None) -> T:
         """The value of a key of which only some values are supported.
 

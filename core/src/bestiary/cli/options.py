@@ -42,7 +42,7 @@ class ModelFlags:
 
     def settings(self) -> dict[str, Any]:
         """The settings that were given. Raises SettingError for a `plugin` that is not NAME=DIST."""
-        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, ())}
+        given = _changed(self)
         if self.plugin:
             given["plugin"] = preferences(",".join(self.plugin))
         return given
@@ -89,5 +89,9 @@ class SamplingFlags:
         """The model's own parameters, with what was given on the command line. Raises RequestError."""
         import msgspec
 
-        given = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, (), False)}
-        return msgspec.structs.replace(defaults, **{"max_tokens": None, **given})
+        return msgspec.structs.replace(defaults, **{"max_tokens": None, **_changed(self)})
+
+
+def _changed(flags: ModelFlags | SamplingFlags) -> dict[str, Any]:
+    """The flags that were given: those that are not at their default. A zero is a value like any other."""
+    return {f.name: value for f in fields(flags) if (value := getattr(flags, f.name)) is not f.default}

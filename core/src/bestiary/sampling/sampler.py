@@ -59,8 +59,8 @@ class Choice:
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on seed and position alone."""
-    digest = blake2b(pack("<qq", seed, position), digest_size=7).digest()
-    return int.from_bytes(digest, "little") / 2**56
+    digest = blake2b(pack("<qq", seed, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits: what a float holds without rounding up to 1
 
 
 def sample(logits_RV: Tensor, rows: Sequence[Row]) -> list[Choice]:
@@ -133,7 +133,7 @@ def _draw(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
         kept = logits_RV[cut].masked_fill(logits_RV[cut] < floor_R[cut, None], -torch.inf)
         floor_R[cut] = torch.maximum(floor_R[cut], _nucleus_floor(kept, [rows[r] for r in cut]))
     logits_RV = logits_RV.masked_fill(logits_RV < floor_R[:, None], -torch.inf)
-    cumulative_RV = (logits_RV - best_R[:, None]).exp().cumsum(-1, dtype=torch.float64)
+    cumulative_RV = _sums(logits_RV - best_R[:, None])
     at = torch.tensor([uniform(row.seed, row.num_output) for row in rows], dtype=torch.float64, device=device)
     target = at * cumulative_RV[:, -1]
     tokens_R = torch.searchsorted(cumulative_RV, target[:, None], right=True)[:, 0]
@@ -145,33 +145,39 @@ _FIRST_LOOK = 1024
 
 
 def _nucleus_floor(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
-    """The smallest logit of each row that top-k and top-p keep. Tokens tied with it stay: equals have no order."""
-    vocabulary = logits_RV.shape[1]
-    k_R = torch.tensor(
-        [row.params.top_k if row.params.top_k > 0 else vocabulary for row in rows], device=logits_RV.device
-    )
-    p_R = torch.tensor([row.params.top_p for row in rows], device=logits_RV.device)
+    """The smallest logit of each row that top-k and top-p keep. Tokens tied with it stay: no order among equals is invented."""
+    vocabulary, device = logits_RV.shape[1], logits_RV.device
+    k_R = torch.tensor([row.params.top_k if row.params.top_k > 0 else vocabulary for row in rows], device=device)
+    p_R = torch.tensor([row.params.top_p for row in rows], dtype=torch.float64, device=device)
     k_R.clamp_(max=vocabulary)
     width = min(vocabulary, max(_FIRST_LOOK, *(row.params.top_k for row in rows)))
-    floor_R, sure = _floor_within(logits_RV, width, k_R, p_R)
-    return floor_R if sure else _floor_within(logits_RV, vocabulary, k_R, p_R)[0]
+    floor_R, sure_R = _floor_within(logits_RV, width, k_R, p_R)
+    if not sure_R.all():
+        again = (~sure_R).nonzero()[:, 0]
+        floor_R[again] = _floor_within(logits_RV[again], vocabulary, k_R[again], p_R[again])[0]
+    return floor_R
 
 
-def _floor_within(logits_RV: Tensor, width: int, k_R: Tensor, p_R: Tensor) -> tuple[Tensor, bool]:
-    """The floor as the `width` largest logits show it, and whether they were enough to tell."""
+def _floor_within(logits_RV: Tensor, width: int, k_R: Tensor, p_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The floor as the `width` largest logits show it, and for each row whether they were enough to tell.
+
+    Weights are added up one after the other, so that a row's sums are the same whatever stands beside it.
+    """
     top_RW = logits_RV.topk(width, dim=-1).values
-    place_W = torch.arange(width, device=logits_RV.device)
-    inside_k = place_W < k_R[:, None]
-    total_R = torch.where(
-        k_R >= logits_RV.shape[1],
-        logits_RV.logsumexp(-1),
-        top_RW.masked_fill(~inside_k, -torch.inf).logsumexp(-1),
-    )
-    probability_RW = (top_RW - total_R[:, None]).exp() * inside_k
-    before_RW = probability_RW.cumsum(-1) - probability_RW
+    best_R1 = top_RW[:, :1]
+    weight_RW = (top_RW - best_R1).exp().double()
+    mass_RW = weight_RW.cumsum(-1)
+    total_R1 = mass_RW.gather(1, (k_R[:, None] - 1).clamp(max=width - 1))
+    everything = k_R >= logits_RV.shape[1]
+    if width < logits_RV.shape[1] and everything.any():
+        total_R1[everything] = _sums(logits_RV[everything] - best_R1[everything])[:, -1:]
     # A token is kept while what stands before it falls short of p: the one that crosses p is the last.
-    kept_RW = ((before_RW < p_R[:, None]) | (p_R[:, None] >= 1)) & inside_k
-    num_kept = kept_RW.sum(-1)
+    short_RW = (mass_RW - weight_RW < p_R[:, None] * total_R1) | (p_R[:, None] >= 1)
+    num_kept = (short_RW & (torch.arange(width, device=logits_RV.device) < k_R[:, None])).sum(-1)
     floor_R = top_RW.gather(1, (num_kept - 1).clamp(min=0)[:, None])[:, 0]
-    sure = width == logits_RV.shape[1] or bool((num_kept < width).logical_or(k_R <= width).all())
-    return floor_R, sure
+    return floor_R, (num_kept < width) | (k_R <= width)
+
+
+def _sums(logits_RV: Tensor) -> Tensor:
+    """Running sums of the weights, in vocabulary order."""
+    return logits_RV.exp().cumsum(-1, dtype=torch.float64)

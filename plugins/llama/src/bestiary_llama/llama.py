@@ -32,18 +32,22 @@ class Config:
         """Raises ConfigUnsupported for what no published Llama has."""
         file.expect("hidden_act", "silu", default="silu")
         file.expect("pretraining_tp", 1, 2, 4, default=1)  # it orders sums in training; the result is the same
-        width, heads = file.need("hidden_size", int), file.need("num_attention_heads", int)
-        head_dim = file.get("head_dim", int, width // heads)
+        width, heads = file.size("hidden_size"), file.size("num_attention_heads")
+        kv_heads = file.size("num_key_value_heads", heads)
+        file.must(heads % kv_heads == 0, "num_key_value_heads", f"is {kv_heads}; it must divide the {heads} heads")
+        own_size = "head_dim" in file
+        file.must(own_size or width % heads == 0, "hidden_size", f"is {width}; {heads} heads must divide it")
+        head_dim = file.size("head_dim", max(width // heads, 1))
         rope = Rope.read(file, head_dim)
         return cls(
-            vocab_size=file.need("vocab_size", int),
+            vocab_size=file.size("vocab_size"),
             hidden_size=width,
-            intermediate_size=file.need("intermediate_size", int),
-            layers=file.need("num_hidden_layers", int),
+            intermediate_size=file.size("intermediate_size"),
+            layers=file.size("num_hidden_layers"),
             heads=heads,
-            kv_heads=file.get("num_key_value_heads", int, heads),
+            kv_heads=kv_heads,
             head_dim=head_dim,
-            context=rope.reach(file.get("max_position_embeddings", int, 2048)),
+            context=rope.reach(file.size("max_position_embeddings", 2048)),
             rms_norm_eps=file.get("rms_norm_eps", float, 1e-6),
             rope=rope,
             attention_bias=file.get("attention_bias", bool, False),
