@@ -8,7 +8,7 @@ import ctypes
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,14 +24,17 @@ IS_BF16 = {torch.bfloat16: 1, torch.float32: 0}
 
 _FILE = Path(__file__).with_name("libbestiary_kernels.so")
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-_SIGNATURES: dict[str, list[Any]] = {
+#: The arguments of each C function.
+SIGNATURES: dict[str, list[Any]] = {
     "add_rms_norm": [_INT, *[_POINTER] * 4, *[_SIZE] * 5, _FLOAT, _FLOAT],
     "gated_activation": [_INT, _INT, _POINTER, _POINTER, *[_SIZE] * 3],
     "rotary_cache_write": [_INT, *[_POINTER] * 9],
     "paged_attention": [_INT, *[_POINTER] * 7, _FLOAT, _POINTER],
+    "embedding": [*[_POINTER] * 3, *[_SIZE] * 3],
     "linear_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
     "embedding_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
     "read_memory": [_POINTER, _SIZE, _INT],
+    "replay": [_POINTER, _SIZE, _POINTER],
 }
 # The numbers of `Status` in simd.hpp.
 _ERRORS: dict[int, tuple[type[Exception], str]] = {
@@ -50,7 +53,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, variant: str) -> None:
         self.variant = variant
-        for name, arguments in _SIGNATURES.items():
+        for name, arguments in SIGNATURES.items():
             function = getattr(library, f"bestiary_{variant}_{name}", None)
             if function is not None:
                 function.argtypes = arguments
@@ -146,14 +149,19 @@ def active() -> Kernels | None:
 
 
 @contextmanager
-def using(backend: str) -> Iterator[None]:
-    """Switch the backend for a block of code, in the whole process; `backend` is a value of BESTIARY_KERNELS."""
+def redirected(kernels: Any) -> Iterator[None]:
+    """Give `kernels` (None: the reference) to every call of a block of code, in the whole process."""
     global _active
-    before, _active = _active, _choose(backend)
+    before, _active = _active, kernels
     try:
         yield
     finally:
         _active = before
+
+
+def using(backend: str) -> AbstractContextManager[None]:
+    """Switch the backend for a block of code, in the whole process; `backend` is a value of BESTIARY_KERNELS."""
+    return redirected(_choose(backend))
 
 
 def fail(operation: str, status: int) -> NoReturn:

@@ -67,5 +67,10 @@ class Leaf(Block):
             raise TensorMismatch(f"shape {tuple(tensor.shape)}, and the model needs {tuple(target.shape)}")
         target.copy_(tensor)
 
+    def settle(self) -> None:
+        """Tensors become plain attributes too; a kernel takes a tensor, not a parameter."""
+        super().settle()
+        self.__dict__.update({name: tensor.data for name, tensor in self.named_parameters(recurse=False)})
+
     def pack(self) -> None:
         """Lay the tensors out for this device. Most have nothing to do."""

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import bestiary_kernels as kernels
 from bestiary.blocks.leaf import Leaf
 from bestiary_kernels import PackedLinear
 
@@ -39,7 +39,7 @@ class Linear(Leaf):
         return {"weight": (rows, self.inputs), **({"bias": (rows,)} if self.has_bias else {})}
 
     def pack(self, *, keep_rows: bool = False) -> None:
-        """On a CPU, re-lay the weight for the matrix routine and let the original go; `keep_rows`: rows are still read."""
+        """On a CPU, re-lay the weight for the matrix routine, let the original go; `keep_rows`: rows are read as well."""
         if self.weight.device.type == "cpu":
             bias = self.bias.data if self.has_bias else None
             self.packed = PackedLinear(self.weight.data, bias, keep_rows=keep_rows)
@@ -72,4 +72,4 @@ class Embedding(Leaf):
 
     def forward(self, ids_T: Tensor) -> Tensor:
         """[T] int64 to [T, width]."""
-        return torch.embedding(self.weight, ids_T)
+        return kernels.embedding(self.weight, ids_T)

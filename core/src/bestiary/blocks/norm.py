@@ -12,7 +12,6 @@ class RMSNorm(Leaf):
     """x / rms(x) x weight (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
     weight: nn.Parameter
-    scale: Tensor
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -23,11 +22,6 @@ class RMSNorm(Leaf):
         """A weight [width]."""
         return {"weight": (self.width,)}
 
-    def settle(self) -> None:
-        """Keep the weight where attribute look-up finds it at once."""
-        super().settle()
-        self.__dict__["scale"] = self.weight.data
-
     def forward(self, x_TD: Tensor, residual_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(norm(h), h) with h = x + residual. The residual's memory may be used up for h."""
-        return kernels.add_rms_norm(x_TD, residual_TD, self.scale, self.eps)
+        return kernels.add_rms_norm(x_TD, residual_TD, self.weight, self.eps)

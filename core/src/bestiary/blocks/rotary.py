@@ -89,7 +89,7 @@ class Rope:
         return _inverse(self.base * grown[:, None] ** (self.dim / (self.dim - 2)), self.dim).float()
 
     def _llama3(self, plain: Tensor) -> Tensor:
-        """Wavelengths beyond trained / low are divided by the factor, those below trained / high kept; between, a blend."""
+        """Wavelengths beyond trained / low are divided, those below trained / high kept; between, a blend of both."""
         wavelength = 2 * math.pi / plain
         share = (self.trained / wavelength - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         share = share.clamp(0, 1)

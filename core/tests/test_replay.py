@@ -1,0 +1,59 @@
+"""Recorded decode steps: the same numbers as without a recording, for any rows, blocks and positions."""
+
+from pathlib import Path
+
+import bestiary_kernels as kernels
+import pytest
+import torch
+
+from bestiary import LLM, SamplingParams
+from bestiary.testing.tiny import tiny_checkpoint
+
+#: Where matrices of bfloat16 are kernels of ours, a step is recorded; elsewhere it must run as well, unrecorded.
+RECORDS = kernels.status().backend == "avx512_bf16"
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("m")
+    return tiny_checkpoint(folder, "LlamaForCausalLM", dtype=torch.bfloat16, tied=request.param)
+
+
+def answers(llm: LLM, prompts: list[str], params: SamplingParams) -> list[tuple[list[int], list[float]]]:
+    found = []
+    for output in llm.generate(prompts, params, use_tqdm=False):
+        answer = output.outputs[0]
+        assert answer.logprobs is not None
+        logprobs = [step[t].logprob for step, t in zip(answer.logprobs, answer.token_ids, strict=True)]
+        found.append((list(answer.token_ids), logprobs))
+    return found
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 6, 7])
+def test_a_recorded_step_computes_the_same_numbers(folder: Path, num_rows: int) -> None:
+    prompts = ["The griffin " * (n + 1) for n in range(num_rows)]
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=0)
+    recorded, plain = (LLM(str(folder), max_model_len=256, block_size=5) for _ in range(2))
+    runner = plain.engine.executor._runner  # type: ignore[attr-defined]
+    runner._replays = None
+    assert answers(recorded, prompts, params) == answers(plain, prompts, params)
+    # The recording serves other sequences, in other blocks, and steps of fewer rows.
+    assert answers(recorded, prompts[:1], params) == answers(plain, prompts[:1], params)
+
+
+@pytest.mark.skipif(not RECORDS, reason="this machine's matrices are oneDNN's")
+def test_decode_steps_of_few_rows_are_recorded_once_for_each_number_of_rows(folder: Path) -> None:
+    llm = LLM(str(folder), max_model_len=256)
+    params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+    llm.generate(["a", "b", "c"], params, use_tqdm=False)
+    llm.generate(["a"], params, use_tqdm=False)
+    steps = llm.engine.executor._runner._replays._steps  # type: ignore[attr-defined]
+    assert sorted(steps) == [1, 3]
+    assert all(step is not None for step in steps.values())
+
+
+def test_float32_runs_unrecorded_where_onednn_has_the_matrices(tmp_path: Path) -> None:
+    llm = LLM(str(tiny_checkpoint(tmp_path, "LlamaForCausalLM")), max_model_len=256)
+    params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+    first = llm.generate(["a"], params, use_tqdm=False)[0].outputs[0].token_ids
+    assert llm.generate(["a"], params, use_tqdm=False)[0].outputs[0].token_ids == first

@@ -1,0 +1,62 @@
+// Runs a list of recorded calls, so that a step costs one call from Python however many operations it has.
+#include "simd.hpp"
+#include <utility>  // index_sequence: a type only, no function that two variants could share
+
+namespace {
+
+// One argument as `tape.py` writes it.
+union Slot {
+    int64_t integer;
+    double number;
+    void* pointer;
+};
+
+struct Recorded {
+    int64_t operation;
+    const Slot* arguments;
+};
+
+template <class T> inline T as(const Slot& slot) {
+    if constexpr (__is_same(T, float))
+        return float(slot.number);
+    else if constexpr (__is_class(T) || sizeof(T) == 0)
+        static_assert(sizeof(T) == 0, "an argument is a number or a pointer");
+    else
+        return (T)slot.integer;
+}
+
+template <class... A, size_t... I>
+inline int spread(int (*function)(A...), const Slot* arguments, std::index_sequence<I...>) {
+    return function(as<A>(arguments[I])...);
+}
+
+template <class... A> inline int call(int (*function)(A...), const Slot* arguments) {
+    return spread(function, arguments, std::index_sequence_for<A...>{});
+}
+
+inline int run(const Recorded& entry) {
+    // The numbers are places in `_OPERATIONS` of tape.py.
+    switch (entry.operation) {
+        case 0: return call(VARIANT_NAME(VARIANT, add_rms_norm), entry.arguments);
+        case 1: return call(VARIANT_NAME(VARIANT, gated_activation), entry.arguments);
+        case 2: return call(VARIANT_NAME(VARIANT, rotary_cache_write), entry.arguments);
+        case 3: return call(VARIANT_NAME(VARIANT, paged_attention), entry.arguments);
+        case 4: return call(VARIANT_NAME(VARIANT, embedding), entry.arguments);
+        case 5: return call(VARIANT_NAME(VARIANT, embedding_packed), entry.arguments);
+#if defined(__AVX512BF16__)
+        case 6: return call(VARIANT_NAME(VARIANT, linear_packed), entry.arguments);
+#endif
+    }
+    return BAD_ROW;
+}
+
+}  // namespace
+
+// Stops at the first call that fails, whose place `*at` then is, and returns its status.
+EXPORT(int, replay)(const Recorded* entries, int64_t count, int64_t* at) {
+    for (*at = 0; *at < count; ++*at) {
+        const int status = run(entries[*at]);
+        if (status != OK) return status;
+    }
+    return OK;
+}

@@ -1,0 +1,111 @@
+"""A recorded step computes with what lies in its memory now, and only if every part of it is a kernel of ours."""
+
+import pytest
+import torch
+
+import bestiary_kernels as kernels
+from bestiary_kernels import PackedLinear, Tape, library
+
+needs_library = pytest.mark.skipif(library.active() is None, reason="no C++ library is in use")
+
+
+@needs_library
+def test_a_replay_computes_from_the_inputs_of_the_moment() -> None:
+    torch.manual_seed(0)
+    x, scale = torch.randn(3, 64), torch.randn(64)
+    output, tape = Tape.record(lambda: kernels.add_rms_norm(x, None, scale, 1e-5)[0])
+    assert tape is not None
+    torch.testing.assert_close(output, kernels.add_rms_norm(x, None, scale, 1e-5)[0], atol=0, rtol=0)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x.copy_(torch.randn(3, 64))
+        torch.testing.assert_close(tape.replay(), kernels.add_rms_norm(x, None, scale, 1e-5)[0], atol=0, rtol=0)
+
+
+@needs_library
+def test_memory_between_recorded_kernels_is_kept() -> None:
+    """Whatever else takes memory after the recording must not get the recording's."""
+    torch.manual_seed(0)
+    gate_up, scale = torch.randn(2, 256), torch.randn(128)
+
+    def step() -> torch.Tensor:
+        hidden = kernels.gated_activation(gate_up)
+        for _ in range(5):
+            hidden, _ = kernels.add_rms_norm(hidden, None, scale, 1e-5)
+        return hidden
+
+    output, tape = Tape.record(step)
+    assert tape is not None
+    expected = output.clone()
+    taken = [torch.full((2, 128), float("nan")) for _ in range(100)]
+    torch.testing.assert_close(tape.replay(), expected, atol=0, rtol=0)
+    assert all(bool(other.isnan().all()) for other in taken)
+
+
+@needs_library
+def test_a_computation_of_torchs_own_makes_no_tape() -> None:
+    x, scale = torch.randn(3, 64), torch.randn(64)
+    output, tape = Tape.record(lambda: kernels.add_rms_norm(x * 2, None, scale, 1e-5)[0])
+    assert tape is None
+    torch.testing.assert_close(output, kernels.add_rms_norm(x * 2, None, scale, 1e-5)[0], atol=0, rtol=0)
+
+
+@needs_library
+def test_a_matrix_of_onednns_makes_no_tape() -> None:
+    packed = PackedLinear(torch.randn(64, 64))
+    x = torch.randn(3, 64)
+    assert Tape.record(lambda: packed(x))[1] is None
+
+
+@needs_library
+def test_nothing_recorded_is_no_tape() -> None:
+    assert Tape.record(lambda: torch.empty(3))[1] is None
+
+
+def test_the_reference_makes_no_tape() -> None:
+    x, scale = torch.randn(3, 64), torch.randn(64)
+    with kernels.using("reference"):
+        output, tape = Tape.record(lambda: kernels.add_rms_norm(x, None, scale, 1e-5)[0])
+    assert tape is None
+    torch.testing.assert_close(output, torch.nn.functional.rms_norm(x, (64,), scale, 1e-5))
+
+
+@needs_library
+def test_a_replay_raises_what_its_kernels_would() -> None:
+    ids, table = torch.tensor([1, 2]), torch.randn(5, 16)
+    _, tape = Tape.record(lambda: kernels.embedding(table, ids))
+    assert tape is not None
+    ids[1] = 4
+    torch.testing.assert_close(tape.replay(), table[[1, 4]], atol=0, rtol=0)
+    ids[1] = 5
+    with pytest.raises(IndexError, match="embedding: a row number"):
+        tape.replay()
+    ids[1] = 0
+    torch.testing.assert_close(tape.replay(), table[[1, 0]], atol=0, rtol=0)
+
+
+@pytest.mark.skipif("avx512_bf16" not in kernels.status().available, reason="this machine's matrices are oneDNN's")
+def test_a_whole_layer_in_bfloat16_is_recorded() -> None:
+    torch.manual_seed(0)
+    heads, kv_heads, width, block = 4, 2, 32, 16
+    qkv = PackedLinear(torch.randn((heads + 2 * kv_heads) * width, 128).bfloat16())
+    out = PackedLinear(torch.randn(128, heads * width).bfloat16(), torch.randn(128).bfloat16())
+    x, scale = torch.randn(1, 128).bfloat16(), torch.randn(128).bfloat16()
+    caches = [torch.randn(4, kv_heads, block, width).bfloat16() for _ in range(2)]
+    angles = torch.randn(64, 2, width // 2)
+    position, slot, length = torch.tensor([20]), torch.tensor([20]), torch.tensor([21], dtype=torch.int32)
+    table, starts = torch.tensor([[0, 1, 2, 3]], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32)
+
+    def step() -> torch.Tensor:
+        y, _ = kernels.add_rms_norm(x, None, scale, 1e-5)
+        q, k, v = qkv(y).view(1, -1, width).split_with_sizes((heads, kv_heads, kv_heads), 1)
+        kernels.rotary_cache_write(q, k, v, angles, position, slot, *caches)
+        mixed = kernels.paged_attention(q, *caches, table, starts, length, width**-0.5)
+        return kernels.add_rms_norm(out(mixed.view(1, -1)), None, scale, 1e-5)[0]
+
+    _, tape = Tape.record(step)
+    assert tape is not None
+    for at in (21, 22, 40):
+        position[0], slot[0], length[0] = at, at, at + 1
+        x.copy_(torch.randn(1, 128))
+        torch.testing.assert_close(tape.replay().clone(), step(), atol=0, rtol=0)
