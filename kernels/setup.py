@@ -75,9 +75,11 @@ class BuildLibrary(build_ext):
     """The extension's slot in the build, filled with a library that Python loads through ctypes."""
 
     def get_ext_filename(self, fullname: str) -> str:
+        """Where the file lies under the package folder: no Python version in its name."""
         return str(Path(*fullname.split(".")[:-1], LIBRARY))
 
     def build_extension(self, ext: Extension) -> None:
+        """Build the library, or say in one line why not."""
         try:
             build_library(Path(self.get_ext_fullpath(ext.name)), Path(self.build_temp))
         except OSError as error:
@@ -85,6 +87,7 @@ class BuildLibrary(build_ext):
             print(f"bestiary-kernels: built without the C++ library, the references remain: {error}", file=sys.stderr)
 
     def get_outputs(self) -> list[str]:
+        """List what was built; the library may be absent."""
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
@@ -92,6 +95,7 @@ class PlatformWheel(bdist_wheel):
     """The library depends on the platform, not on Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
+        """Any Python 3, no Python binary interface, this platform."""
         return ("py3", "none", super().get_tag()[2])
 
 

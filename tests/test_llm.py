@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def test_a_tenants_salt_keeps_its_blocks_to_itself(llm: LLM) -> None:
 def test_a_stream_grows_and_ends_as_the_whole_answer(llm: LLM) -> None:
     seen = [output.outputs[0].text for output in llm.stream("The griffin", GREEDY)]
     assert seen[-1] == texts(llm, "The griffin")[0]
-    assert all(later.startswith(earlier) for earlier, later in zip(seen, seen[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(seen))
     assert len(seen) == 12
 
 
@@ -309,7 +310,7 @@ def test_bad_messages_are_refused(llm: LLM) -> None:
 
 def test_a_base_model_says_that_it_cannot_chat(tmp_path: Path) -> None:
     llm = LLM(str(tiny_checkpoint(tmp_path, "LlamaForCausalLM", chat=False)), max_model_len=64)
-    with pytest.raises(RequestError, match="no chat template.*chat_template="):
+    with pytest.raises(RequestError, match=r"no chat template.*chat_template="):
         llm.chat([{"role": "user", "content": "hi"}], GREEDY, use_tqdm=False)
 
 

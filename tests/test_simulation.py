@@ -65,7 +65,7 @@ class Day:
         config = EngineConfig(
             model="fake",
             max_num_seqs=chance.choice((1, 4, 12, 40)),
-            max_num_batched_tokens=chance.choice((1, 5, 8, 16, 32, 64)),
+            max_num_batched_tokens=chance.choice((1, 6, 8, 16, 32, 64, 64)),
             enable_prefix_caching=chance.random() < 0.8,
         )
         self.engine = Engine(config, self.executor, None, self.end_ids)

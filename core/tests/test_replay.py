@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import bestiary_kernels as kernels
 import pytest
 import torch
 
+import bestiary_kernels as kernels
 from bestiary import LLM, SamplingParams
 from bestiary.testing.tiny import tiny_checkpoint
 

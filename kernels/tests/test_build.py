@@ -1,5 +1,6 @@
 """The wheel: built with nothing but setuptools, tagged for the platform, and usable where no compiler is found."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -32,9 +33,8 @@ def build(folder: Path, **environment: str) -> tuple[Path, str]:
 
 
 def _setuptools() -> str:
-    import setuptools
-
-    return str(Path(setuptools.__file__).parents[1])
+    setuptools = importlib.import_module("setuptools")
+    return str(Path(str(setuptools.__file__)).parents[1])
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")

@@ -20,7 +20,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(("outputs", "inputs"), [(576, 576), (64, 2), (100, 64), (1, 8), (130, 33), (3072, 64)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(576, 192), (64, 2), (100, 64), (1, 8), (130, 33)])
 def test_every_row_count_agrees_with_the_product(
     variant: str, outputs: int, inputs: int, with_bias: bool, dtype: torch.dtype
 ) -> None:

@@ -1,5 +1,7 @@
 """rotary_cache_write: the reference against complex rotation, every C++ variant against the reference."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ def angles(rotary_width: int, positions: int = 64) -> Tensor:
     return torch.stack([turn.cos(), turn.sin()], 1)
 
 
-def inputs(tokens: int, dtype: torch.dtype, *, width: int = 64, block_size: int = 16) -> dict[str, Tensor]:
+def inputs(tokens: int, dtype: torch.dtype, *, width: int = 64, block_size: int = 16) -> dict[str, Any]:
     """q, k, v as views of one buffer (6 and 2 heads), positions, slots with a hole, and zero caches."""
     fused = torch.randn(tokens, 10, width).to(dtype)
     blocks = tokens // block_size + 3
@@ -36,7 +38,7 @@ def inputs(tokens: int, dtype: torch.dtype, *, width: int = 64, block_size: int 
     }
 
 
-def copied(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+def copied(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value.clone() for name, value in arguments.items()}
 
 
@@ -45,7 +47,7 @@ def test_reference_is_a_rotation_of_complex_numbers(interleaved: bool) -> None:
     given = inputs(9, torch.float32)
     table, before = angles(64), given["q"].clone()
     reference.rotary_cache_write(cos_sin=table, interleaved=interleaved, **given)
-    pairs = before.unflatten(-1, (32, 2)) if interleaved else before.unflatten(-1, (2, 32)).transpose(-1, -2)
+    pairs = before.reshape(9, 6, 32, 2) if interleaved else before.reshape(9, 6, 2, 32).transpose(-1, -2)
     turn = torch.complex(table[given["positions"]][:, 0], table[given["positions"]][:, 1])[:, None]
     turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * turn)
     expected = turned.flatten(-2) if interleaved else turned.transpose(-1, -2).flatten(-2)

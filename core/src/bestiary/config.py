@@ -12,7 +12,7 @@ from bestiary.installed import preferences
 
 __all__ = ["ENGINE_CAPABILITIES", "EngineConfig", "cache_home"]
 
-#: What this engine offers of all that a plugin can declare: "lora", "pipeline", "tensor". It runs a model on one device.
+#: What this engine offers of all that a plugin can declare: "lora", "pipeline", "tensor". It runs on one device.
 ENGINE_CAPABILITIES: frozenset[str] = frozenset()
 DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
 
@@ -95,6 +95,11 @@ class EngineConfig:
             raise SettingError(f"gpu_memory_utilization={self.gpu_memory_utilization}: it must be in (0, 1]")
         if not -(2**63) <= self.seed < 2**63:
             raise SettingError(f"seed={self.seed}: it must fit in 64 bits")
+        for name, dist in self.plugin.items():
+            if not isinstance(name, str) or not isinstance(dist, str):
+                raise SettingError(
+                    f"plugin has {name!r}: {dist!r}; it maps architectures to distributions, both by name"
+                )
         if self.dtype not in DTYPES:
             raise SettingError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.generation_config not in ("auto", "none"):
@@ -153,6 +158,8 @@ def _from_file(names: set[str]) -> dict[str, Any]:
         return {}
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise SettingError(f"{path}: the settings cannot be read ({e.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise SettingError(f"{path}: not a TOML file ({e})") from None
     if unknown := sorted(set(values) - names):

@@ -1,8 +1,7 @@
 """Requests in, results out: owns scheduler, executor and output. Knows no model and no tensor."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,6 +150,7 @@ class Engine:
         """
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use: give each request its own")
+        params = params.clone()
         self.check(prompt_ids, params)
         own_ends = [] if params.ignore_eos else self._end_ids
         ends = list(dict.fromkeys([*own_ends, *(params.stop_token_ids or ())]))
@@ -211,17 +211,21 @@ class Engine:
         touched: dict[str, _Request] = {}
         for entry, result in zip(plan, results, strict=True):
             answer, samples = self._answers[entry.sequence], entry.samples
-            with self._alone(answer):
+            try:
                 if isinstance(result, Exception):
                     raise result
                 self._take_in(answer, entry, result)
+            except Exception as failure:  # whatever is raised for one answer ends that answer, and nothing else
+                self._finish(answer, "error", f"{type(failure).__name__}: {failure}")
             if answer.finish_reason or samples:
                 touched[answer.request.id] = answer.request
-        return [
-            self._retire(request) if request.finished else request.output()
-            for request in touched.values()
-            if request.finished or not request.final_only
-        ]
+        outputs = []
+        for request in touched.values():
+            if request.finished:
+                outputs.append(self._retire(request))
+            elif not request.final_only:
+                outputs.append(request.output())
+        return outputs
 
     def _execute(self, plan: list[Scheduled]) -> list[StepResult | Exception]:
         """Run a step; where it fails, run each row alone, so that only the culprit's request ends."""
@@ -238,14 +242,6 @@ class Engine:
             return self.executor.execute([row])[0]
         except Exception as failure:
             return failure
-
-    @contextmanager
-    def _alone(self, answer: _Answer) -> Iterator[None]:
-        """Whatever is raised for one answer ends that answer, and nothing else."""
-        try:
-            yield
-        except Exception as failure:
-            self._finish(answer, "error", f"{type(failure).__name__}: {failure}")
 
     def _row(self, entry: Scheduled) -> StepRow:
         sequence, answer = entry.sequence, self._answers[entry.sequence]
@@ -319,7 +315,7 @@ class Engine:
     def check_integrity(self) -> None:
         """Raise EngineError where blocks, sequences and requests do not add up."""
         sequences = list(self.scheduler)
-        if set(sequences) != set(self._answers):
+        if len(sequences) != len(self._answers) or set(sequences) != self._answers.keys():
             raise EngineError("the scheduler and the engine know different sequences")
         self.scheduler.cache.pool.check_integrity(s.table.blocks for s in sequences)
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from bestiary_kernels import Tape
-from bestiary_kernels.linear import MOST_ROWS
 from torch import Tensor
 
 from bestiary.batch import Batch
 from bestiary.blocks import Decoder
+from bestiary_kernels import Tape
+from bestiary_kernels.linear import MOST_ROWS
 
 __all__ = ["Replays"]
 

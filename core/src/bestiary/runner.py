@@ -139,7 +139,8 @@ def choose_device(setting: str) -> torch.device:
 
 def _is_decode(rows: Sequence[StepRow]) -> bool:
     """A few sequences, and one token each whose successor is chosen."""
-    return Replays.takes(len(rows)) and all(len(row.tokens) == 1 and row.sampling and not row.successors for row in rows)
+    few = Replays.takes(len(rows))
+    return few and all(len(row.tokens) == 1 and row.sampling and not row.successors for row in rows)
 
 
 def _output_rows(row: StepRow) -> range:

@@ -4,6 +4,7 @@ Knows nothing of the operations that are compared with them.
 """
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -36,7 +37,7 @@ def matmul_flops(
     """Floating-point operations per second of torch's product of two square matrices: the best of `repeats`."""
     a = torch.randn(size, size, device=device).to(dtype)
     b = torch.randn(size, size, device=device).to(dtype)
-    synchronise = torch.cuda.synchronize if a.is_cuda else lambda: None
+    synchronise: Callable[[], object] = torch.cuda.synchronize if a.is_cuda else lambda: None
     best_s = float("inf")
     for _ in range(repeats + 1):  # one more: the first warms caches and packs
         synchronise()

@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -66,7 +66,18 @@ inline float to_float(bf16 value) {
 }
 
 inline Floats load(const float* from) { return read_as<Floats>(from); }
-inline Floats load(const bf16* from) { return (Floats)(__builtin_convertvector(read_as<Halves>(from), Words) << 16); }
+
+// One instruction where the compiler's own conversion of a vector makes four.
+inline Words widen(Halves halves) {
+#if defined(__AVX512F__)
+    return (Words)_mm512_cvtepu16_epi32((__m256i)halves);
+#elif defined(__AVX2__)
+    return (Words)_mm256_cvtepu16_epi32((__m128i)halves);
+#else
+    return __builtin_convertvector(halves, Words);
+#endif
+}
+inline Floats load(const bf16* from) { return (Floats)(widen(read_as<Halves>(from)) << 16); }
 
 // The first n lanes from memory, zeros in the rest; never reads past from + n.
 template <class T> inline Floats load_part(const T* from, int n) {
@@ -181,6 +192,9 @@ inline void* scratch(size_t size) {
     }
     return memory;
 }
+
+// Keeps the loops of one step from crowding another's registers.
+#define SEPARATE __attribute__((noinline))
 
 template <class T> inline T smaller(T a, T b) { return a < b ? a : b; }
 

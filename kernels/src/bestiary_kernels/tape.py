@@ -10,7 +10,6 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -73,11 +72,11 @@ class Tape:
         return self.output
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Stands in for the kernels, calls and notes them, and watches what torch itself does meanwhile."""
 
     def __init__(self, kernels: library.Kernels) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.variant = kernels.variant
         self.entries: list[tuple[int, Any]] = []
         self.kept: list[Any] = []

@@ -39,7 +39,7 @@ class Linear(Leaf):
         return {"weight": (rows, self.inputs), **({"bias": (rows,)} if self.has_bias else {})}
 
     def pack(self, *, keep_rows: bool = False) -> None:
-        """On a CPU, re-lay the weight for the matrix routine, let the original go; `keep_rows`: rows are read as well."""
+        """On a CPU, re-lay the weight for the matrix routine and free the original; `keep_rows`: rows are read too."""
         if self.weight.device.type == "cpu":
             bias = self.bias.data if self.has_bias else None
             self.packed = PackedLinear(self.weight.data, bias, keep_rows=keep_rows)

@@ -9,7 +9,6 @@ Knows nothing of requests or tensors: a block is a number. Every block is in exa
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from itertools import count
 
 from bestiary.errors import EngineError
 
@@ -108,16 +107,15 @@ class BlockPool:
         for table in tables:
             for block in table:
                 held[block] += 1
-        for block, have, want in zip(count(), self._references, held, strict=False):
-            if have != want:
-                raise EngineError(f"cache block {block} counts {have} references, and {want} tables hold it")
-        free = [*self._blank, *self._cached]
+        if held != self._references:
+            block = next(b for b in range(self.num_blocks) if held[b] != self._references[b])
+            have, want = self._references[block], held[block]
+            raise EngineError(f"cache block {block} counts {have} references, and {want} tables hold it")
         in_use = [block for block, references in enumerate(held) if references]
-        if sorted([*free, *in_use]) != list(range(self.num_blocks)):
+        if sorted([*self._blank, *self._cached, *in_use]) != list(range(self.num_blocks)):
             raise EngineError("a cache block is lost, or in two roles at once")
         if {key: block for block, (key, _) in self._content.items()} != self._by_key:
             raise EngineError("the prefix index and the blocks' contents disagree")
-        if any(block not in self._content for block in self._cached) or any(
-            block in self._content for block in self._blank
-        ):
+        findable = self._content.keys()
+        if not self._cached.keys() <= findable or not findable.isdisjoint(self._blank):
             raise EngineError("a free cache block stands in the wrong list")

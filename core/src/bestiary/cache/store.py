@@ -67,7 +67,7 @@ def allocate(
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU each page comes from the system when it is first written, so that an unused cache costs nothing."""
+    """Zeros; on a CPU a page comes from the system when it is first written, so an unused cache costs nothing."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     return torch.frombuffer(mmap(-1, prod(shape) * dtype.itemsize), dtype=dtype).view(shape)

@@ -19,7 +19,7 @@ __all__ = ["BlockTable", "PagedCache", "root_key"]
 
 def root_key(salt: str = "") -> bytes:
     """The key above a prompt's first block; tenants with different salts share nothing."""
-    return _digest(b"root", salt.encode())
+    return _digest(b"root", salt.encode(errors="surrogatepass"))
 
 
 def _digest(tag: bytes, *parts: bytes) -> bytes:

@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what the locale cannot spell
     try:
-        status = build_app()(sys.argv[1:] if arguments is None else list(arguments))
+        # Not list(arguments): once the verb is imported, that name is its module here.
+        status = build_app()(sys.argv[1:] if arguments is None else [*arguments])
         sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except (CycloptsError, UsageError) as error:
@@ -72,6 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(message: str, status: int) -> int:
     if os.environ.get("BESTIARY_DEBUG") == "1":
-        traceback.print_exc()
+        print(prose(traceback.format_exc()), file=sys.stderr)
     print(f"bestiary: {prose(message)}", file=sys.stderr)
     return status

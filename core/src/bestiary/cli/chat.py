@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from bestiary.cli.options import EngineFlags, Model, SamplingFlags, System
-from bestiary.cli.terminal import StreamedText, note
+from bestiary.cli.terminal import StreamedText, note, one_line
 from bestiary.errors import RequestError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def command(
     if is_terminal:
         with suppress(ImportError):  # Python may be built without it; then lines are edited as the terminal does it
             import readline  # noqa: F401
-        note(f"{model} is ready. /help lists the commands, ctrl-D ends.")
+        note(f"{one_line(model)} is ready. /help lists the commands, ctrl-D ends.")
     for line in _lines(is_terminal):
         if not talk.take(line):
             break
@@ -106,23 +106,24 @@ class Conversation:
         """Print the answer as it comes. What an interrupt leaves of it stays said, but no question without answer."""
         self.turns.append({"role": "user", "content": question})
         written, output = StreamedText(sys.stdout), None
-        try:
-            with _interrupt() as is_interrupted, closing(self.llm.stream(self._messages(), self.params)) as answers:
-                for output in answers:
-                    written.update(output.outputs[0].text)
-                    if is_interrupted():
-                        break
-        except RequestError as error:
-            note(f"{error}\n(/clear forgets the conversation so far)")
-        except KeyboardInterrupt:
-            pass  # the second one, so that the step was not waited for
-        if output is not None:
-            written.end()
-            _tell_end(output.outputs[0])
-        if output is None or not output.outputs[0].text:
-            self.turns.pop()
-        else:
-            self.turns.append({"role": "assistant", "content": output.outputs[0].text})
+        with _interrupt() as is_interrupted:
+            try:
+                with closing(self.llm.stream(self._messages(), self.params)) as answers:
+                    for output in answers:
+                        written.update(output.outputs[0].text)
+                        if is_interrupted():
+                            break
+            except RequestError as error:
+                note(f"{error}\n(/clear forgets the conversation so far)")
+            except KeyboardInterrupt:
+                pass  # the second one: the step was not waited for
+            if output is not None:
+                written.end()
+                _tell_end(output.outputs[0])
+            if output is None or not output.outputs[0].text:
+                self.turns.pop()
+            else:
+                self.turns.append({"role": "assistant", "content": output.outputs[0].text})
 
     def _messages(self) -> list[dict[str, Any]]:
         return self.turns if self.system is None else [{"role": "system", "content": self.system}, *self.turns]

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +34,7 @@ _PLAIN = re.compile(
     r"|MODELSCOPE_(CACHE|ENDPOINT|DOMAIN|OFFLINE)|TRANSFORMERS_OFFLINE|(OMP|MKL)_NUM_THREADS"
 )
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL")
-_CREDENTIALS = re.compile(r"(?<=//)[^/\s]*@")
+_CREDENTIALS = re.compile(r"(?<=//)\S*@")
 
 
 @dataclass(frozen=True)
@@ -127,16 +126,17 @@ def _distributions() -> Iterator[Finding]:
 
 def _copies() -> dict[str, list[tuple[str, str]]]:
     """(version, folder) of every copy of the distributions that matter here, in the order of sys.path."""
-    declared = chain(*installed.declared(registry.GROUP).values(), *installed.declared(hooks.GROUP).values())
-    wanted = {*_OWN, *_LIBRARIES, *(_canonical(entry.distribution) for entry in declared)}
+    matter = {*_OWN, *_LIBRARIES}
     found: dict[str, list[tuple[str, str]]] = {}
     for distribution in importlib_metadata.distributions():
         with suppress(Exception):  # what cannot be read is told of with the plugins
             name = _canonical(distribution.metadata["Name"])
             copy = (distribution.version, str(distribution.locate_file("")))
-            if name in wanted and copy not in found.setdefault(name, []):
+            if copy not in found.setdefault(name, []):
                 found[name].append(copy)
-    return found
+            if f"[{hooks.GROUP}" in (distribution.read_text("entry_points.txt") or ""):
+                matter.add(name)
+    return {name: copies for name, copies in found.items() if name in matter}
 
 
 def _canonical(name: str) -> str:

@@ -89,18 +89,17 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_to_terminal(rows: Sequence[Sequence[str]]) -> None:
-    """A table that folds its cells where the terminal is narrow."""
-    from rich.box import SIMPLE_HEAD
+    """A table that folds the two names where the terminal is narrow, and every cell where it is narrower still."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*_TITLES, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
+    console, table = Console(), Table(box=None, padding=(0, 2, 0, 0))
+    for number, title in enumerate(_TITLES):
+        table.add_column(title, overflow="fold", no_wrap=number > 1 and console.width >= 60)
     for row in rows:
         table.add_row(*map(Text, row))  # not as they are: rich would read markup in them
-    Console().print(table)
+    console.print(table)
 
 
 def _conflicts(found: Mapping[str, Sequence[registry.Installed]]) -> list[str]:

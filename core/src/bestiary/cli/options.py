@@ -60,11 +60,11 @@ class EngineFlags(ModelFlags):
     kv_cache_memory_bytes: Annotated[int | None, _flag("Size of the cache of keys and values.")] = None
     gpu_memory_utilization: Annotated[float | None, _flag("Share of a GPU's memory to use.")] = None
 
-    def load(self, model: str, **settings: Any) -> LLM:
-        """The model, ready to generate; `settings` are those that the verb itself decides."""
+    def load(self, model: str) -> LLM:
+        """The model, ready to generate."""
         from bestiary.llm import LLM
 
-        return LLM(model, **{**self.settings(), **settings})
+        return LLM(model, **self.settings())
 
 
 @Parameter(name="*")
@@ -94,4 +94,4 @@ class SamplingFlags:
 
 def _changed(flags: ModelFlags | SamplingFlags) -> dict[str, Any]:
     """The flags that were given: those that are not at their default. A zero is a value like any other."""
-    return {f.name: value for f in fields(flags) if (value := getattr(flags, f.name)) is not f.default}
+    return {f.name: value for f in fields(flags) if (value := getattr(flags, f.name)) != f.default}

@@ -1,10 +1,11 @@
 """What a request may ask of the sampler, checked where it is made. Names and defaults are vLLM's. Imports no torch."""
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from bestiary.errors import RequestError
 
@@ -23,9 +24,9 @@ class SamplingParams(msgspec.Struct, kw_only=True):
 
     #: Answers per prompt.
     n: int = 1
-    #: Added to the logit of a token once it stands in the answer; positive values favour new tokens. [-2, 2]
+    #: Taken from the logit of a token that stands in the answer; positive values favour new tokens. [-2, 2]
     presence_penalty: float = 0.0
-    #: Added per occurrence in the answer. [-2, 2]
+    #: Taken once per occurrence in the answer. [-2, 2]
     frequency_penalty: float = 0.0
     #: Divides the logits of tokens of prompt and answer (multiplies where negative); 1: none.
     repetition_penalty: float = 1.0
@@ -65,12 +66,12 @@ class SamplingParams(msgspec.Struct, kw_only=True):
             raise RequestError(f"{name}=0: it must be above 0; 1 switches it off")
         for name in ("include_stop_str_in_output", "ignore_eos", "detokenize", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name}={getattr(self, name)!r}: it must be true or false")
+                raise RequestError(f"{name}={_shown(getattr(self, name))}: it must be true or false")
         self.stop = _stops(self.stop)
         self.stop_token_ids = _token_ids("stop_token_ids", self.stop_token_ids)
         self.logit_bias = _biases(self.logit_bias)
         if self.stop and not self.detokenize:
-            raise RequestError("stop strings are found in text: leave detokenize=True, or use stop_token_ids")
+            raise RequestError("stop is a text to find: leave detokenize=True, or use stop_token_ids")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
 
@@ -78,6 +79,10 @@ class SamplingParams(msgspec.Struct, kw_only=True):
     def is_greedy(self) -> bool:
         """The most likely token is taken, always."""
         return self.temperature < GREEDY_BELOW
+
+    def clone(self) -> "SamplingParams":
+        """A copy, checked anew: fields may have been set since this was made."""
+        return replace(self)
 
     def check_vocabulary(self, size: int) -> None:
         """Raise RequestError for a token id that the model does not have."""
@@ -111,34 +116,32 @@ def _integer(name: str, value: Any, low: int, high: int, null: bool) -> None:
     if value is None and null:
         return
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RequestError(f"{name}={value!r}: it must be a whole number{' or None' if null else ''}")
+        raise RequestError(f"{name}={_shown(value)}: it must be a whole number{' or None' if null else ''}")
     if not low <= value <= high:
-        raise RequestError(f"{name}={value}: it must be from {low} to {high}")
+        raise RequestError(f"{name}={_shown(value)}: it must be from {low} to {high}")
 
 
 def _number(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RequestError(f"{name}={value!r}: it must be a number")
-    if not (isfinite(value) and low <= value <= high):
-        raise RequestError(f"{name}={value}: it must be from {low} to {high}")
+        raise RequestError(f"{name}={_shown(value)}: it must be a number")
+    if not low <= value <= high:  # false for NaN too
+        raise RequestError(f"{name}={_shown(value)}: it must be from {low} to {high}")
 
 
 def _stops(stop: Any) -> list[str]:
-    stops = [stop] if isinstance(stop, str) else list(stop or ())
-    if len(stops) > _MAX_STOPS:
-        raise RequestError(f"{len(stops)} stop strings: at most {_MAX_STOPS} are allowed")
+    stops = [stop] if isinstance(stop, str) else _list("stop", stop, _MAX_STOPS)
     for text in stops:
         if not isinstance(text, str) or not text:
-            raise RequestError(f"stop={text!r}: each stop string must be a text that is not empty")
+            raise RequestError(f"stop={_shown(text)}: each stop string must be a text that is not empty")
         if len(text) > _MAX_STOP_LENGTH:
-            raise RequestError(f"a stop string of {len(text)} characters: at most {_MAX_STOP_LENGTH} are allowed")
+            raise RequestError(f"stop has a text of {len(text)} characters: at most {_MAX_STOP_LENGTH} are allowed")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise RequestError(f"stop={_shown(text)}: no text has half a surrogate pair, so it would never be found")
     return stops
 
 
 def _token_ids(name: str, ids: Any) -> list[int]:
-    found = list(ids or ())
-    if len(found) > _MAX_IDS:
-        raise RequestError(f"{name} has {len(found)} entries: at most {_MAX_IDS} are allowed")
+    found = _list(name, ids, _MAX_IDS)
     for token in found:
         _integer(f"an entry of {name}", token, 0, _MAX_INT, False)
     return found
@@ -148,8 +151,25 @@ def _biases(biases: Any) -> dict[int, float] | None:
     if biases is None:
         return None
     if not isinstance(biases, Mapping):
-        raise RequestError(f"logit_bias={biases!r}: it must map token ids to numbers")
-    _token_ids("logit_bias", biases)
-    for token, bias in biases.items():
-        _number(f"logit_bias[{token}]", bias, -100, 100)
-    return {int(token): float(bias) for token, bias in biases.items()}
+        raise RequestError(f"logit_bias={_shown(biases)}: it must map token ids to numbers")
+    for token in _token_ids("logit_bias", list(biases)):
+        _number(f"logit_bias[{token}]", biases[token], -100, 100)
+    return {token: float(bias) for token, bias in biases.items()}
+
+
+def _list(name: str, value: Any, longest: int) -> list[Any]:
+    """A list of bounded length; None stands for the empty one."""
+    if value is None:
+        return []
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise RequestError(f"{name}={_shown(value)}: it must be a list")
+    if len(value) > longest:
+        raise RequestError(f"{name} has {len(value)} entries: at most {longest} are allowed")
+    return list(value)
+
+
+def _shown(value: object) -> str:
+    """A value as an error quotes it: short, whatever it is."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    return reprlib.repr(value)

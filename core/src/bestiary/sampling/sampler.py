@@ -145,7 +145,7 @@ _FIRST_LOOK = 1024
 
 
 def _nucleus_floor(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
-    """The smallest logit of each row that top-k and top-p keep. Tokens tied with it stay: no order among equals is invented."""
+    """The smallest logit of each row that top-k and top-p keep. Tokens tied with it stay: equals have no order."""
     vocabulary, device = logits_RV.shape[1], logits_RV.device
     k_R = torch.tensor([row.params.top_k if row.params.top_k > 0 else vocabulary for row in rows], device=device)
     p_R = torch.tensor([row.params.top_p for row in rows], dtype=torch.float64, device=device)

@@ -29,39 +29,27 @@ def paged_attention(
     sees the keys 0 to there. Computed in float32, rounded once. `out` receives the result if given (dense). Raises
     ValueError for shapes, starts or lengths that do not fit, IndexError for a block id outside the cache.
     """
-    tokens, q_heads, width = q.shape
-    blocks, kv_heads, block_size, _ = cache_shape = k_cache.shape
-    sequences = context_lens.shape[0]
+    _, q_heads, width = q.shape
+    _, kv_heads, _, cache_width = cache_shape = k_cache.shape
+    (sequences,) = context_lens.shape
     if (
         v_cache.shape != cache_shape
-        or cache_shape[3] != width
+        or cache_width != width
         or q_heads % kv_heads
-        or query_starts.shape[0] != sequences + 1
+        or query_starts.shape != (sequences + 1,)
         or block_tables.dim() != 2
         or block_tables.shape[0] != sequences
         or not (out is None or (out.shape == q.shape and out.dtype is q.dtype))
     ):
         raise ValueError("paged_attention: the shapes of q, caches, tables, starts, lengths and out do not fit")
     kernels = library.native(q)
-    if kernels is None or not _is_supported(q, k_cache, v_cache, block_tables, query_starts, context_lens, out):
+    call = None if kernels is None else _describe(q, k_cache, v_cache, block_tables, query_starts, context_lens)
+    if kernels is None or call is None or not (out is None or out.is_contiguous()):
         function = _operator if library.is_traced(q) else reference.paged_attention
         y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale)
         return y if out is None else out.copy_(y)
     if out is None:
         out = q.new_empty(q.shape)
-    call = _CALL.pack(
-        tokens,
-        sequences,
-        q_heads,
-        kv_heads,
-        width,
-        q.stride(0),
-        k_cache.stride(0),
-        v_cache.stride(0),
-        blocks,
-        block_size,
-        block_tables.shape[1],
-    )
     failed = kernels.paged_attention(
         library.IS_BF16[q.dtype],
         q.data_ptr(),
@@ -79,32 +67,36 @@ def paged_attention(
     return out
 
 
-def _is_supported(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    query_starts: Tensor,
-    context_lens: Tensor,
-    out: Tensor | None,
-) -> bool:
-    """Whether the C++ function knows the dtypes and layouts."""
-    dtype, width = q.dtype, q.shape[2]
-    inner = k_cache.shape[2] * width
-    return (
-        dtype in library.IS_BF16
-        and k_cache.dtype is dtype
-        and v_cache.dtype is dtype
-        and block_tables.dtype is torch.int32
-        and query_starts.dtype is torch.int32
-        and context_lens.dtype is torch.int32
-        and block_tables.is_contiguous()
-        and query_starts.is_contiguous()
-        and context_lens.is_contiguous()
-        and q.stride()[1:] == (width, 1)
-        and k_cache.stride()[1:] == (inner, width, 1)
-        and v_cache.stride()[1:] == (inner, width, 1)
-        and (out is None or out.is_contiguous())
+def _describe(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_starts: Tensor, context_lens: Tensor
+) -> bytes | None:
+    """The sizes that the C++ function reads; None where it does not know the dtypes or layouts."""
+    dtype = q.dtype
+    tokens, q_heads, width = q.shape
+    blocks, kv_heads, block_size, _ = k_cache.shape
+    sequences, max_blocks = block_tables.shape
+    q_stride, k_stride, v_stride = q.stride(), k_cache.stride(), v_cache.stride()
+    if (
+        dtype not in library.IS_BF16
+        or not dtype is k_cache.dtype is v_cache.dtype
+        or not torch.int32 is block_tables.dtype is query_starts.dtype is context_lens.dtype
+        or not (block_tables.is_contiguous() and query_starts.is_contiguous() and context_lens.is_contiguous())
+        or q_stride[1:] != (width, 1)
+        or not k_stride[1:] == v_stride[1:] == (block_size * width, width, 1)
+    ):
+        return None
+    return _CALL.pack(
+        tokens,
+        sequences,
+        q_heads,
+        kv_heads,
+        width,
+        q_stride[0],
+        k_stride[0],
+        v_stride[0],
+        blocks,
+        block_size,
+        max_blocks,
     )
 
 

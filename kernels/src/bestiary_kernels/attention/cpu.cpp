@@ -164,16 +164,15 @@ template <class T> struct Attention {
     }
 
     // Absent keys and values repeat the last, so that loads stay inside.
-    void find_rows(const Item& item, int64_t begin, Rows& rows) const {
+    SEPARATE void find_rows(const Item& item, int64_t begin, Rows& rows) const {
         const int count = int(smaller<int64_t>(CHUNK, item.end - begin));
-        const int32_t* const table = tables.block_tables + item.sequence * call.max_blocks;
-        const int64_t in_head = call.block_size * call.width;
-        int64_t page = begin / call.block_size, offset = begin % call.block_size;
-        for (int t = 0; t < count; ++t) {
-            const int64_t within = item.kv_head * in_head + offset * call.width;
-            rows.k[t] = k_cache + table[page] * call.k_block_stride + within;
-            rows.v[t] = v_cache + table[page] * call.v_block_stride + within;
-            if (++offset == call.block_size) ++page, offset = 0;
+        const int64_t width = call.width, block_size = call.block_size, in_cache = item.kv_head * block_size * width;
+        const int32_t* table = tables.block_tables + item.sequence * call.max_blocks + begin / block_size;
+        for (int64_t t = 0, offset = begin % block_size; t < count; ++table, offset = 0) {
+            const T* k = k_cache + *table * call.k_block_stride + in_cache + offset * width;
+            const T* v = v_cache + *table * call.v_block_stride + in_cache + offset * width;
+            const int64_t end = smaller<int64_t>(count, t + block_size - offset);
+            for (; t < end; ++t, k += width, v += width) rows.k[t] = k, rows.v[t] = v;
         }
         for (int t = count; t < CHUNK; ++t) rows.k[t] = rows.k[count - 1], rows.v[t] = rows.v[count - 1];
     }
@@ -187,7 +186,7 @@ template <class T> struct Attention {
     }
 
     // Values for many rows, or of a width that is no multiple of the lanes, are widened once and read from the cache.
-    void weigh(const Item& item, int count, const Rows& chunk, Space& space) const {
+    SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Space& space) const {
         const bool as_they_lie = call.width % W == 0 && (sizeof(T) == sizeof(float) || item.rows <= VALUE_ROWS);
         if (as_they_lie) return weigh_tile(item.rows, space.scores, chunk.v, count, space.sums, space.padded);
         for (int begin = 0; begin < count; begin += W) {

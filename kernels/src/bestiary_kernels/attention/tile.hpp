@@ -61,7 +61,7 @@ inline void transpose(Floats rows[W]) {
 }
 
 // keys_units[unit][half][lane] of PAIR keys; the lanes of absent keys hold whatever their row pointer shows.
-template <class T> void turn_keys(const T* const* k_rows, int64_t width, Floats* turned) {
+template <class T> SEPARATE void turn_keys(const T* const* k_rows, int64_t width, Floats* turned) {
     constexpr int step = W * Dot<T>::per_unit;
     for (int half = 0; half < 2; ++half) {
         for (int64_t d = 0; d < width; d += step) {
@@ -80,7 +80,7 @@ template <class T> void turn_keys(const T* const* k_rows, int64_t width, Floats*
 }
 
 template <class T, int rows>
-void score_rows(const float* q, int64_t q_stride, const Floats* turned, int64_t units, float scale, float* scores) {
+SEPARATE void score_rows(const float* q, int64_t q_stride, const Floats* turned, int64_t units, float scale, float* scores) {
     Floats sums[rows][2] = {};
     for (int64_t u = 0; u < units; ++u) {
         const Floats k0 = turned[2 * u], k1 = turned[2 * u + 1];
@@ -167,7 +167,7 @@ struct Running {
 
 // Turns a chunk of scores into weights and rescales what earlier chunks left. A row that has seen no key keeps its
 // largest at -inf; measuring from 0 then keeps -inf - -inf out of the exponent.
-inline void soften(float* scores, int visible, Running& row, float* sums, int64_t width) {
+SEPARATE inline void soften(float* scores, int visible, Running& row, float* sums, int64_t width) {
     const float nothing = -__builtin_inff();
     for (int t = visible; t < CHUNK; ++t) scores[t] = nothing;
     Floats top = load(scores);

@@ -30,7 +30,7 @@ class PackedLinear:
     """
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None, *, keep_rows: bool = False) -> None:
-        """Pack. With `keep_rows`, `embedding` works in every form: the weight itself stays where it cannot be read back.
+        """Pack. With `keep_rows` the weight stays where it cannot be read back, so that `embedding` always works.
 
         The caller frees its own reference to the weight. Raises ValueError for shapes or dtypes that do not fit.
         """
@@ -112,7 +112,8 @@ class PackedLinear:
 
 def _pack(weight: Tensor) -> Any:
     """oneDNN's packed copy of a CPU weight, or None where oneDNN has no product for it."""
-    if not weight.is_cpu or not torch.backends.mkldnn.is_available() or weight.dtype not in library.IS_BF16:
+    onednn: Any = torch.backends.mkldnn
+    if not weight.is_cpu or not onednn.is_available() or weight.dtype not in library.IS_BF16:
         return None
     if weight.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None

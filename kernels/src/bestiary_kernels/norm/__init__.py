@@ -16,40 +16,39 @@ def add_rms_norm(
     once. Without a residual h is `x_TD` itself. With one, its buffer is consumed: h may be written into it, so the
     caller must use h and forget the residual. Raises ValueError for shapes or dtypes that do not fit.
     """
-    width = x_TD.shape[-1]
+    shape, dtype = x_TD.shape, x_TD.dtype
+    width = shape[-1]
     if weight_D.shape != (width,):
         raise ValueError(f"add_rms_norm: weight has shape {tuple(weight_D.shape)}, x has width {width}")
-    if residual_TD is not None and (residual_TD.shape != x_TD.shape or residual_TD.dtype is not x_TD.dtype):
+    if residual_TD is not None and (residual_TD.shape != shape or residual_TD.dtype is not dtype):
         raise ValueError("add_rms_norm: residual and x differ in shape or dtype")
     kernels = library.native(x_TD)
-    is_bf16 = library.IS_BF16.get(x_TD.dtype)
-    rank = x_TD.dim()
+    strides = x_TD.stride()
+    if len(shape) == 2:
+        strides = (strides[0], 0, strides[1])  # one head
     if (
         kernels is None
-        or is_bf16 is None
-        or weight_D.dtype is not x_TD.dtype
-        or not 2 <= rank <= 3
-        or x_TD.stride(-1) != 1
+        or dtype not in library.IS_BF16
+        or weight_D.dtype is not dtype
+        or len(strides) != 3
+        or strides[2] != 1
         or not weight_D.is_contiguous()
         or not (residual_TD is None or residual_TD.is_contiguous())
     ):
         function = _operator if library.is_traced(x_TD) else reference.add_rms_norm
         return function(x_TD, residual_TD, weight_D, eps, weight_offset)
-    y = x_TD.new_empty(x_TD.shape)
-    tokens, heads, head_stride = x_TD.shape[0], 1, 0
-    if rank == 3:
-        heads, head_stride = x_TD.shape[1], x_TD.stride(1)
+    y = x_TD.new_empty(shape)
     kernels.add_rms_norm(
-        is_bf16,
+        library.IS_BF16[dtype],
         x_TD.data_ptr(),
         None if residual_TD is None else residual_TD.data_ptr(),
         weight_D.data_ptr(),
         y.data_ptr(),
-        tokens,
-        heads,
+        shape[0],
+        1 if len(shape) == 2 else shape[1],
         width,
-        x_TD.stride(0),
-        head_stride,
+        strides[0],
+        strides[1],
         eps,
         weight_offset,
     )

@@ -31,13 +31,13 @@ def rotary_cache_write(
     The caches are [blocks, Hk, B, D], each block dense. Raises ValueError for shapes that do not fit, IndexError for a
     slot or a position out of range; nothing is written then.
     """
-    tokens, kv_heads, width = k.shape
-    blocks, _, block_size, _ = cache_shape = k_cache.shape
+    tokens, kv_heads, width = kv_shape = k.shape
+    q_tokens, _, q_width = q.shape
+    _, cache_heads, _, cache_width = cache_shape = k_cache.shape
     if (
-        v.shape != k.shape
-        or q.shape[0] != tokens
-        or q.shape[2] != width
-        or cache_shape != (blocks, kv_heads, block_size, width)
+        v.shape != kv_shape
+        or (q_tokens, q_width) != (tokens, width)
+        or (cache_heads, cache_width) != (kv_heads, width)
         or v_cache.shape != cache_shape
         or positions.shape != (tokens,)
         or slots.shape != (tokens,)
@@ -45,25 +45,11 @@ def rotary_cache_write(
     ):
         raise ValueError("rotary_cache_write: the shapes of q, k, v, cos_sin, positions, slots and caches do not fit")
     kernels = library.native(q)
-    if kernels is None or not _is_supported(q, k, v, cos_sin, positions, slots, k_cache, v_cache):
+    call = None if kernels is None else _describe(q, k, v, cos_sin, positions, slots, k_cache, v_cache, interleaved)
+    if kernels is None or call is None:
         function = _operator if library.is_traced(q) else reference.rotary_cache_write
-        return function(q, k, v, cos_sin, positions, slots, k_cache, v_cache, interleaved)
-    call = _CALL.pack(
-        tokens,
-        q.shape[1],
-        kv_heads,
-        width,
-        0 if cos_sin is None else 2 * cos_sin.shape[2],
-        q.stride(0),
-        k.stride(0),
-        v.stride(0),
-        k_cache.stride(0),
-        v_cache.stride(0),
-        blocks,
-        block_size,
-        0 if cos_sin is None else cos_sin.shape[0],
-        interleaved,
-    )
+        function(q, k, v, cos_sin, positions, slots, k_cache, v_cache, interleaved)
+        return
     failed = kernels.rotary_cache_write(
         library.IS_BF16[q.dtype],
         q.data_ptr(),
@@ -80,7 +66,7 @@ def rotary_cache_write(
         library.fail("rotary_cache_write", failed)
 
 
-def _is_supported(
+def _describe(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -89,26 +75,45 @@ def _is_supported(
     slots: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-) -> bool:
-    """Whether the C++ function knows the dtypes and layouts."""
-    dtype, width = q.dtype, q.shape[2]
-    inner = k_cache.shape[2] * width
-    return (
-        dtype in library.IS_BF16
-        and k.dtype is dtype
-        and v.dtype is dtype
-        and k_cache.dtype is dtype
-        and v_cache.dtype is dtype
-        and positions.dtype is torch.int64
-        and slots.dtype is torch.int64
-        and positions.is_contiguous()
-        and slots.is_contiguous()
-        and (cos_sin is None or (cos_sin.dtype is torch.float32 and cos_sin.is_contiguous()))
-        and q.stride()[1:] == (width, 1)
-        and k.stride()[1:] == (width, 1)
-        and v.stride()[1:] == (width, 1)
-        and k_cache.stride()[1:] == (inner, width, 1)
-        and v_cache.stride()[1:] == (inner, width, 1)
+    interleaved: bool,
+) -> bytes | None:
+    """The sizes that the C++ function reads; None where it does not know the dtypes or layouts."""
+    dtype = q.dtype
+    tokens, q_heads, width = q.shape
+    blocks, kv_heads, block_size, _ = k_cache.shape
+    q_stride, k_stride, v_stride = q.stride(), k.stride(), v.stride()
+    k_cache_stride, v_cache_stride = k_cache.stride(), v_cache.stride()
+    in_head, in_block = (width, 1), (block_size * width, width, 1)
+    if (
+        dtype not in library.IS_BF16
+        or not dtype is k.dtype is v.dtype is k_cache.dtype is v_cache.dtype
+        or not torch.int64 is positions.dtype is slots.dtype
+        or not (positions.is_contiguous() and slots.is_contiguous())
+        or not q_stride[1:] == k_stride[1:] == v_stride[1:] == in_head
+        or not k_cache_stride[1:] == v_cache_stride[1:] == in_block
+    ):
+        return None
+    max_position = rotary_width = 0
+    if cos_sin is not None:
+        if cos_sin.dtype is not torch.float32 or not cos_sin.is_contiguous():
+            return None
+        max_position, _, half = cos_sin.shape
+        rotary_width = 2 * half
+    return _CALL.pack(
+        tokens,
+        q_heads,
+        kv_heads,
+        width,
+        rotary_width,
+        q_stride[0],
+        k_stride[0],
+        v_stride[0],
+        k_cache_stride[0],
+        v_cache_stride[0],
+        blocks,
+        block_size,
+        max_position,
+        interleaved,
     )
 
 

@@ -29,9 +29,9 @@ def rotary_cache_write(
     v_cache: Tensor,
     interleaved: bool = False,
 ) -> None:
-    """Rotate q and k in place (Su et al., arXiv 2104.09864), then write k and v to their slots; a negative slot is none.
+    """Rotate q and k in place (Su et al., arXiv 2104.09864), then write k and v to their slots.
 
-    Rotation in float32, rounded once. Raises IndexError before anything is written.
+    A negative slot is not written. Rotation in float32, rounded once. Raises IndexError before anything is written.
     """
     blocks, _, block_size, _ = k_cache.shape
     if bool((slots >= blocks * block_size).any()):
