@@ -14,7 +14,7 @@ import torch
 
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
-from bestiary.errors import RequestError
+from bestiary.errors import EngineError, RequestError
 from bestiary.output import CompletionOutput, Delta, OutputText, RequestOutput
 from bestiary.runner import StepResult, StepRow
 from bestiary.sampling import sampler
@@ -466,6 +466,22 @@ def test_closing_ends_what_runs_and_a_second_time_does_nothing() -> None:
     on.close()
     assert not on.has_unfinished_requests()
     assert on.scheduler.cache.pool.num_free == BLOCKS
+
+
+def test_an_executor_that_promises_more_than_its_cache_holds_is_refused() -> None:
+    """Its longest request could never run, and would wait for ever."""
+    with pytest.raises(EngineError, match="contexts of 65 tokens, its cache holds 64"):
+        engine(FakeExecutor(16, 4, max_model_len=65))
+
+
+@pytest.mark.parametrize("ends", [[-1], [VOCABULARY], [2**31, -5]])
+def test_end_tokens_that_the_model_does_not_have_end_nothing_and_spoil_nothing(ends: list[int]) -> None:
+    """They come from a checkpoint's configuration; below min_tokens the sampler forbids what ends an answer."""
+    executor = SamplingExecutor(BLOCKS, BLOCK_SIZE, vocabulary=VOCABULARY)
+    on = Engine(EngineConfig(model="fake"), executor, None, ends)
+    params = {name: greedy(min_tokens=5, logit_bias={VOCABULARY - 1: 50.0}) for name in PROMPTS}
+    answers = serve(on, params=params)
+    assert {tuple(answer.token_ids) for answer in answers.values()} == {(VOCABULARY - 1,) * 9}
 
 
 # ---- requests that cannot be served ----------------------------------------------------------------------------------

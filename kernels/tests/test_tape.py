@@ -5,6 +5,7 @@ import torch
 
 import bestiary_kernels as kernels
 from bestiary_kernels import PackedLinear, Tape, library
+from bestiary_kernels.linear import MOST_ROWS
 
 needs_library = pytest.mark.skipif(library.active() is None, reason="no C++ library is in use")
 
@@ -53,7 +54,7 @@ def test_a_computation_of_torchs_own_makes_no_tape() -> None:
 @needs_library
 def test_a_matrix_of_onednns_makes_no_tape() -> None:
     packed = PackedLinear(torch.randn(64, 64))
-    x = torch.randn(3, 64)
+    x = torch.randn(MOST_ROWS + 1, 64)
     assert Tape.record(lambda: packed(x))[1] is None
 
 

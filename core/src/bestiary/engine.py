@@ -87,9 +87,13 @@ class Engine:
         end_ids: Iterable[int] = (),
     ) -> None:
         self.config, self.executor, self.tokenizer = config, executor, tokenizer
-        self._end_ids = list(end_ids)
+        self._end_ids = [end for end in end_ids if 0 <= end < executor.vocabulary]  # a config may name others
         pool = BlockPool(executor.num_blocks, executor.block_size)
         cache = PagedCache(pool, share_prefixes=config.enable_prefix_caching)
+        if executor.max_model_len > cache.capacity:
+            raise EngineError(
+                f"the executor promises contexts of {executor.max_model_len} tokens, its cache holds {cache.capacity}"
+            )
         self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens)
         self._requests: dict[str, _Request] = {}
         self._answers: dict[Tokens, _Answer] = {}

@@ -16,6 +16,24 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+__all__ = [
+    "CHOICES",
+    "IS_BF16",
+    "SIGNATURES",
+    "VARIABLE",
+    "VARIANTS",
+    "Kernels",
+    "Status",
+    "active",
+    "fail",
+    "is_traced",
+    "native",
+    "openmp_runtimes",
+    "redirected",
+    "status",
+    "using",
+]
+
 VARIABLE = "BESTIARY_KERNELS"
 # Ordered by what they ask of the machine: the index is the level that `bestiary_cpu_level` must reach.
 VARIANTS = ("portable", "avx2", "avx512", "avx512_bf16")
@@ -32,6 +50,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "paged_attention": [_INT, *[_POINTER] * 7, _FLOAT, _POINTER],
     "embedding": [*[_POINTER] * 3, *[_SIZE] * 3],
     "linear_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
+    "linear_rows": [_POINTER, _POINTER, _POINTER, _SIZE],
     "embedding_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
     "read_memory": [_POINTER, _SIZE, _INT],
     "replay": [_POINTER, _SIZE, _POINTER],

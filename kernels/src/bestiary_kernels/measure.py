@@ -10,6 +10,8 @@ import torch
 
 from bestiary_kernels import library
 
+__all__ = ["matmul_flops", "read_bandwidth"]
+
 
 def read_bandwidth(threads: int | None = None, *, size_bytes: int = 256 * 2**20, repeats: int = 5) -> float:
     """Bytes per second of a sequential read by `threads` threads (torch's count when None): the best of `repeats`.

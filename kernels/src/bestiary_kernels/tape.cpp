@@ -43,8 +43,9 @@ inline int run(const Recorded& entry) {
         case 3: return call(VARIANT_NAME(VARIANT, paged_attention), entry.arguments);
         case 4: return call(VARIANT_NAME(VARIANT, embedding), entry.arguments);
         case 5: return call(VARIANT_NAME(VARIANT, embedding_packed), entry.arguments);
+        case 6: return call(VARIANT_NAME(VARIANT, linear_rows), entry.arguments);
 #if defined(__AVX512BF16__)
-        case 6: return call(VARIANT_NAME(VARIANT, linear_packed), entry.arguments);
+        case 7: return call(VARIANT_NAME(VARIANT, linear_packed), entry.arguments);
 #endif
     }
     return BAD_ROW;

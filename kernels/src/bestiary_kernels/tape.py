@@ -25,6 +25,7 @@ _OPERATIONS = (
     "paged_attention",
     "embedding",
     "embedding_packed",
+    "linear_rows",
     "linear_packed",
 )
 #: Torch operations that compute nothing: they take memory, or look at it in another shape.

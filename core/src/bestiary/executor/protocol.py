@@ -16,7 +16,7 @@ class Executor(Protocol):
     #: Blocks of the cache, and tokens of each.
     num_blocks: int
     block_size: int
-    #: The longest context, in tokens.
+    #: The longest context, in tokens; the cache has room for it.
     max_model_len: int
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:

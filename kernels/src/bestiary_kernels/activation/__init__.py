@@ -6,6 +6,8 @@ from torch import Tensor
 from bestiary_kernels import library
 from bestiary_kernels.activation import reference
 
+__all__ = ["KINDS", "gated_activation"]
+
 KINDS = {kind: number for number, kind in enumerate(("silu", "gelu", "gelu_tanh", "relu"))}
 
 

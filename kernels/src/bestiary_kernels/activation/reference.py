@@ -5,6 +5,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
+__all__ = ["ACTIVATIONS", "gated_activation"]
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,

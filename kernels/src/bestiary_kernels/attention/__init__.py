@@ -8,6 +8,8 @@ from torch import Tensor
 from bestiary_kernels import library
 from bestiary_kernels.attention import reference
 
+__all__ = ["paged_attention"]
+
 _CALL = Struct("11q")  # AttentionCall in cpu.cpp
 
 

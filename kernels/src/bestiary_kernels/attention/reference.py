@@ -5,6 +5,8 @@ from torch import Tensor
 
 from bestiary_kernels import library
 
+__all__ = ["paged_attention"]
+
 
 def paged_attention(
     q: Tensor,

@@ -80,7 +80,8 @@ template <class T> SEPARATE void turn_keys(const T* const* k_rows, int64_t width
 }
 
 template <class T, int rows>
-SEPARATE void score_rows(const float* q, int64_t q_stride, const Floats* turned, int64_t units, float scale, float* scores) {
+SEPARATE void score_rows(const float* q, int64_t q_stride, const Floats* turned, int64_t units, float scale,
+                         float* scores) {
     Floats sums[rows][2] = {};
     for (int64_t u = 0; u < units; ++u) {
         const Floats k0 = turned[2 * u], k1 = turned[2 * u + 1];
@@ -167,7 +168,7 @@ struct Running {
 
 // Turns a chunk of scores into weights and rescales what earlier chunks left. A row that has seen no key keeps its
 // largest at -inf; measuring from 0 then keeps -inf - -inf out of the exponent.
-SEPARATE inline void soften(float* scores, int visible, Running& row, float* sums, int64_t width) {
+SEPARATE void soften(float* scores, int visible, Running& row, float* sums, int64_t width) {
     const float nothing = -__builtin_inff();
     for (int t = visible; t < CHUNK; ++t) scores[t] = nothing;
     Floats top = load(scores);

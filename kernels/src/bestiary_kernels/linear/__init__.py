@@ -14,7 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from bestiary_kernels import library
+from bestiary_kernels.embedding import embedding
 from bestiary_kernels.linear import reference
+
+__all__ = ["MOST_ROWS", "PackedLinear"]
 
 # Above this oneDNN's blocked product wins; the kernel's registers hold six rows beside a block's weights.
 MOST_ROWS = 6
@@ -71,15 +74,24 @@ class PackedLinear:
         kernels = library.native(x_TK)
         if kernels is None and library.is_traced(x_TK):
             return x_TK.new_empty(rows, self.outputs)
-        if rows <= MOST_ROWS and self.form == "packed" and kernels is not None and kernels.linear_packed is not None:
+        multiply = self._kernel(kernels) if rows <= MOST_ROWS else None
+        if multiply is not None:
             x = x_TK.contiguous()
             y = x.new_empty(rows, self.outputs)
-            failed = kernels.linear_packed(self._call, x.data_ptr(), y.data_ptr(), rows)
+            failed = multiply(self._call, x.data_ptr(), y.data_ptr(), rows)
             if failed:
                 library.fail("PackedLinear", failed)
             return y
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self._packed, self.bias, "none", [], "")
         return product
+
+    def _kernel(self, kernels: library.Kernels | None) -> Any:
+        """Our own product with a weight of this form, or None."""
+        if kernels is None:
+            return None
+        if self.form == "rows":
+            return kernels.linear_rows if self.dtype is torch.float32 else None
+        return kernels.linear_packed if self.form == "packed" else None
 
     def _plain(self, x_TK: Tensor) -> Tensor:
         if self._weight is None:
@@ -93,11 +105,11 @@ class PackedLinear:
         weight was not kept (`keep_rows`).
         """
         if self._weight is not None:
-            return functional.embedding(ids_T, self._weight)
+            return embedding(self._weight, ids_T)
         if self._view is None:
             raise RuntimeError("PackedLinear: this packed form cannot be read; construct with keep_rows=True")
         if self.form == "rows":
-            return functional.embedding(ids_T, self._view)
+            return embedding(self._view, ids_T)
         kernels = library.native(ids_T)
         if kernels is None or not ids_T.is_contiguous() or ids_T.dtype is not torch.int64:
             if bool(((ids_T < 0) | (ids_T >= self.outputs)).any()):

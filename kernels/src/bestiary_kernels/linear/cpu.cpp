@@ -105,6 +105,48 @@ template <int rows> int multiply_packed(const PackedCall& call, const bf16* x, b
 
 #endif
 
+// Four outputs at a time share the loads of x; a thread walks its outputs' weights in one straight line.
+constexpr int TOGETHER = 4;
+
+template <int rows>
+inline void multiply_rows(const PackedCall& call, const float* x, float* y, int64_t first, int outputs) {
+    const int64_t inputs = call.inputs;
+    const float* weight[TOGETHER];
+    for (int c = 0; c < TOGETHER; ++c)
+        weight[c] = (const float*)call.weight + (first + (c < outputs ? c : 0)) * inputs;
+    Floats sums[rows][TOGETHER] = {};
+    const auto add = [&](int64_t k, int n) {
+        Floats w[TOGETHER];
+#pragma GCC unroll 4
+        for (int c = 0; c < TOGETHER; ++c) w[c] = load_up_to(weight[c] + k, n);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) {
+            const Floats v = load_up_to(x + r * inputs + k, n);
+#pragma GCC unroll 4
+            for (int c = 0; c < TOGETHER; ++c) sums[r][c] += v * w[c];
+        }
+    };
+    int64_t k = 0;
+    for (; k + W <= inputs; k += W) add(k, W);
+    if (k < inputs) add(k, int(inputs - k));
+    for (int r = 0; r < rows; ++r)
+        for (int c = 0; c < outputs; ++c) {
+            const float bias = call.bias ? ((const float*)call.bias)[first + c] : 0.0f;
+            y[r * call.outputs + first + c] = sum_of(sums[r][c]) + bias;
+        }
+}
+
+template <int rows> int multiply_all_rows(const PackedCall& call, const float* x, float* y) {
+    const int64_t groups = (call.outputs + TOGETHER - 1) / TOGETHER;
+    const int threads = call.outputs * call.inputs > 32768 ? omp_get_max_threads() : 1;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t group = 0; group < groups; ++group) {
+        const int64_t first = group * TOGETHER;
+        multiply_rows<rows>(call, x, y, first, int(smaller<int64_t>(TOGETHER, call.outputs - first)));
+    }
+    return OK;
+}
+
 }  // namespace
 
 #if defined(__AVX512BF16__)
@@ -126,6 +168,20 @@ EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64
 }
 
 #endif
+
+// The same for float32, whose rows lie as they are.
+EXPORT(int, linear_rows)(const PackedCall* call, const float* x, float* y, int64_t rows) {
+    switch (rows) {
+        case 0: return OK;
+        case 1: return multiply_all_rows<1>(*call, x, y);
+        case 2: return multiply_all_rows<2>(*call, x, y);
+        case 3: return multiply_all_rows<3>(*call, x, y);
+        case 4: return multiply_all_rows<4>(*call, x, y);
+        case 5: return multiply_all_rows<5>(*call, x, y);
+        case 6: return multiply_all_rows<6>(*call, x, y);
+    }
+    return BAD_ROW;
+}
 
 // y [ids, K] gets the rows `ids` of a bfloat16 weight in the packed layout.
 EXPORT(int, embedding_packed)(const PackedCall* call, const int64_t* ids, void* y, int64_t count) {

@@ -6,6 +6,8 @@ A packed weight is [ceil(N / 64)][K / 2][64][2]: blocks of 64 outputs, in each t
 import torch
 from torch import Tensor
 
+__all__ = ["COLUMNS", "embedding_packed", "linear_packed", "packed_shape"]
+
 COLUMNS = 64
 
 

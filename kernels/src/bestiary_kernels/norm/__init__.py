@@ -6,6 +6,8 @@ from torch import Tensor
 from bestiary_kernels import library
 from bestiary_kernels.norm import reference
 
+__all__ = ["add_rms_norm"]
+
 
 def add_rms_norm(
     x_TD: Tensor, residual_TD: Tensor | None, weight_D: Tensor, eps: float, weight_offset: float = 0.0

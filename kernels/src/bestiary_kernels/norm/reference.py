@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+__all__ = ["add_rms_norm"]
+
 
 def add_rms_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, weight_offset: float = 0.0

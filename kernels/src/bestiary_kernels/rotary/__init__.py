@@ -8,6 +8,8 @@ from torch import Tensor
 from bestiary_kernels import library
 from bestiary_kernels.rotary import reference
 
+__all__ = ["rotary_cache_write"]
+
 _CALL = Struct("13qi")  # RotaryCall in cpu.cpp
 
 

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from bestiary_kernels import library
 
+__all__ = ["rotary_cache_write"]
+
 
 def _rotate(x: Tensor, cos_sin_T2R: Tensor, interleaved: bool) -> None:
     """Rotate x [T, H, D] in place by the angles [T, 2, R/2]; dimensions from R on stay."""
