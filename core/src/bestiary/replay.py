@@ -19,7 +19,7 @@ from bestiary_kernels.linear import MOST_ROWS
 __all__ = ["Replays"]
 
 
-class DecodeRow(Protocol):
+class _DecodeRow(Protocol):
     """One token of one sequence: what a recorded step needs to know of it."""
 
     @property
@@ -43,7 +43,7 @@ class Replays:
         self._most_blocks = -(-longest // block_size)
         self._steps: dict[int, _Step | None] = {}
 
-    def logits(self, rows: Sequence[DecodeRow]) -> Tensor | None:
+    def logits(self, rows: Sequence[_DecodeRow]) -> Tensor | None:
         """[R, vocabulary] for rows of one token each, valid until the next step; None where there is no recording.
 
         A model of which some part is not a kernel of ours cannot be recorded, and is only tried once.
@@ -86,7 +86,7 @@ class _Step:
             caches=caches,
         )
 
-    def write(self, rows: Sequence[DecodeRow]) -> None:
+    def write(self, rows: Sequence[_DecodeRow]) -> None:
         """Put the rows where the recorded kernels read them."""
         for i, row in enumerate(rows):
             start, blocks = row.start, row.blocks
