@@ -1,0 +1,45 @@
+"""Print, as JSON, the best sequential read (GB/s) and bf16 matrix product (GFLOP/s) of N threads: probe.py N."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+SIZE_BYTES = 512 * 2**20
+SIDE = 2048
+
+
+def best_s(work: Callable[[], object], times: int) -> float:
+    """The shortest of several runs."""
+    seconds = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def read_gb_s(threads: int) -> float:
+    """By the project's own probe where it is installed, else a sum of float32, the fastest read that torch has."""
+    try:
+        from bestiary_kernels.measure import read_bandwidth
+    except ImportError:
+        buffer = torch.ones(SIZE_BYTES // 4)
+        return SIZE_BYTES / best_s(buffer.sum, 12) / 1e9
+    bandwidth: float = read_bandwidth(threads)
+    return bandwidth
+
+
+def main() -> None:
+    """Measure and print."""
+    threads = int(sys.argv[1])
+    torch.set_num_threads(threads)
+    square = torch.randn(SIDE, SIDE).bfloat16()
+    flops = 2 * SIDE**3 / best_s(lambda: square @ square, 6)
+    print(json.dumps({"read_gb_s": read_gb_s(threads), "bf16_gflop_s": flops / 1e9}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The result: a table on the screen, and the raw figures with everything about the run in results/NAME.json and .md."""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rig import machine
+from rig.contender import Contender
+from rig.model import Model
+
+RESULTS = Path(__file__).resolve().parent.parent / "results"
+
+
+class Report:
+    """What one script found out. Made by `measured`, which fills in what was true before and after."""
+
+    def __init__(self, title: str, columns: list[str]) -> None:
+        self.title = title
+        self.columns = columns
+        self.rows: list[list[str]] = []
+        self.notes: list[str] = []
+        self.raw: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
+        self.probe = machine.Probe(0.0, 0.0)
+
+    def versions(self, contenders: list[Contender]) -> None:
+        """Note each contender's versions."""
+        self.facts.setdefault("versions", {}).update({c.entry.name: c.ready["versions"] for c in contenders})
+
+    def table(self) -> str:
+        """The rows as a markdown table."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        text = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in lines]
+        text.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+        return "\n".join(text)
+
+    def markdown(self) -> str:
+        """The table with what is needed to judge it."""
+        facts, before, after = self.facts, self.facts["probe_before"], self.facts["probe_after"]
+        about = facts["machine"]
+        versions = "; ".join(
+            f"{name}: {', '.join(f'{package} {number}' for package, number in found.items())}"
+            for name, found in facts.get("versions", {}).items()
+        )
+        return "\n".join(
+            [
+                f"# {self.title}",
+                "",
+                self.table(),
+                "",
+                *(f"* {note}" for note in self.notes),
+                f"* {facts['date']}, {facts['model']}, {facts['threads']} threads, {facts['pairs']} rounds.",
+                f"* {about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB, {' '.join(about['flags'])}.",
+                f"* Memory reads {before['read_gb_s']:.1f} GB/s before, {after['read_gb_s']:.1f} after; "
+                f"load per core {facts['load_before']:.2f} before, {facts['load_after']:.2f} after"
+                f"{'; **suspect**: ' + facts['suspect'] if facts['suspect'] else ''}.",
+                f"* {versions}.",
+                "",
+            ]
+        )
+
+
+@contextmanager
+def measured(options: argparse.Namespace, model: Model, title: str, columns: list[str]) -> Iterator[Report]:
+    """Refuse a busy machine, probe before and after, then print and write what the block reported."""
+    machine.require_quiet(options.noisy)
+    report = Report(title, columns)
+    load_before = machine.load()
+    before = report.probe = machine.probe(options.python, options.threads)
+    report.facts |= {
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "model": f"{model.folder.name} ({model.stored_bytes / 1e6:.0f} MB)",
+        "machine": machine.describe(),
+        "threads": options.threads,
+        "pairs": options.pairs,
+        "load_before": load_before,
+        "probe_before": asdict(before),
+    }
+    yield report
+    report.facts["load_after"] = machine.load()
+    after = machine.probe(options.python, options.threads)
+    report.facts["probe_after"] = asdict(after)
+    doubts = ["the machine was busy at the start"] if load_before > machine.BUSY_PER_CORE else []
+    doubts += ["the probes differ by more than a tenth"] if machine.drifted(before, after) else []
+    doubts += ["fewer than five rounds"] if options.pairs < 5 else []
+    report.facts["suspect"] = ", ".join(doubts)
+    _write(options.name or Path(sys.argv[0]).stem, report)
+
+
+def _write(name: str, report: Report) -> None:
+    text = report.markdown()
+    print(f"\n{text}")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    rows = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
+    result = {"title": report.title, **report.facts, "notes": report.notes, "rows": rows, "raw": report.raw}
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """The median and the range."""
+    if not values:
+        return "-"
+    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    """Round by round, so that what slows a whole round slows both."""
+    return [a / b for a, b in zip(ours, theirs, strict=True)]
