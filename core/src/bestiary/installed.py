@@ -126,6 +126,7 @@ def unreadable() -> tuple[Unreadable, ...]:
 def refresh() -> None:
     """Forget what was read, after distributions were installed or removed while this process runs."""
     _read.cache_clear()
+    _version.cache_clear()
     importlib.invalidate_caches()
 
 
@@ -222,6 +223,15 @@ def _identity(distribution: "IDistribution") -> tuple[str, str]:
     return str(name), str(version)
 
 
+@functools.lru_cache(maxsize=256)
+def _version(name: str, path: tuple[str, ...]) -> str | None:
+    """The installed version of a distribution, None where it is not installed; every plugin asks for the same few."""
+    try:
+        return _identity(importlib_metadata.distribution(name))[1]
+    except importlib_metadata.PackageNotFoundError:
+        return None
+
+
 def _dependencies(name: str) -> "Iterator[tuple[Requirement, str | None]]":
     """What a distribution requires here, without extras, each with the version installed; None: not installed.
 
@@ -234,9 +244,8 @@ def _dependencies(name: str) -> "Iterator[tuple[Requirement, str | None]]":
         try:
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                yield requirement, str(Version(_identity(importlib_metadata.distribution(requirement.name))[1]))
-        except importlib_metadata.PackageNotFoundError:
-            yield requirement, None
+                version = _version(requirement.name, tuple(sys.path))
+                yield requirement, None if version is None else str(Version(version))
         except ValueError as error:  # packaging's InvalidRequirement and InvalidVersion, and _identity's
             raise PluginBroken(
                 f"{name}: its requirement {line!r} cannot be checked: {error}. "
