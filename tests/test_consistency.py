@@ -16,7 +16,8 @@ from transformers import LlamaForCausalLM
 
 from bestiary import LLM, RequestOutput, SamplingParams
 
-pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+pytestmark = pytest.mark.real
+ONE_AT_A_TIME, TOGETHER = pytest.mark.xdist_group("real one at a time"), pytest.mark.xdist_group("real")
 
 NEW_TOKENS = 64
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
@@ -85,6 +86,7 @@ def disagreements(oracle: Oracle, outputs: list[RequestOutput]) -> Iterator[str]
                 yield f"{output.prompt!r}: token {place} is {ours}, the reference's {theirs} by {margin:.6f}"
 
 
+@TOGETHER
 def test_the_oracle_by_induction_is_the_references_own_generate(demo: Path, oracle: Oracle) -> None:
     for output in serve(demo, PROMPTS[:3]):
         assert oracle.generate(output.prompt_token_ids) == output.outputs[0].token_ids
@@ -93,16 +95,23 @@ def test_the_oracle_by_induction_is_the_references_own_generate(demo: Path, orac
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"max_num_seqs": 64, "max_num_batched_tokens": 512}, id="batch 64, chunks of 512"),
-        pytest.param({"max_num_seqs": 64, "max_num_batched_tokens": 64 + 7}, id="batch 64, chunks of 7 beside decode"),
-        pytest.param({"max_num_seqs": 1, "max_num_batched_tokens": 512}, id="batch 1, chunks of 512"),
-        pytest.param({"max_num_seqs": 1, "max_num_batched_tokens": 7}, id="batch 1, chunks of 7"),
+        pytest.param({"max_num_seqs": 64, "max_num_batched_tokens": 512}, id="batch 64, chunks of 512", marks=TOGETHER),
+        pytest.param(
+            {"max_num_seqs": 64, "max_num_batched_tokens": 64 + 7},
+            id="batch 64, chunks of 7 beside decode",
+            marks=TOGETHER,
+        ),
+        pytest.param(
+            {"max_num_seqs": 1, "max_num_batched_tokens": 512}, id="batch 1, chunks of 512", marks=ONE_AT_A_TIME
+        ),
+        pytest.param({"max_num_seqs": 1, "max_num_batched_tokens": 7}, id="batch 1, chunks of 7", marks=ONE_AT_A_TIME),
     ],
 )
 def test_greedy_tokens_are_the_references(settings: dict[str, int], demo: Path, oracle: Oracle) -> None:
     assert list(disagreements(oracle, serve(demo, PROMPTS, enable_prefix_caching=False, **settings))) == []
 
 
+@TOGETHER
 def test_prefix_hits_change_no_token(demo: Path, oracle: Oracle) -> None:
     """The second round finds nearly every prompt and answer block of the first; so do continued answers."""
     llm = LLM(model=str(demo), dtype="float32", max_num_seqs=64, max_model_len=512, block_size=4)
@@ -117,6 +126,7 @@ def test_prefix_hits_change_no_token(demo: Path, oracle: Oracle) -> None:
     assert [o.outputs[0].token_ids for o in third] == [list(o.outputs[0].token_ids)[40:] for o in first]
 
 
+@TOGETHER
 @pytest.mark.parametrize("share", [True, False], ids=["blocks found again", "all computed again"])
 def test_forced_preemption_changes_no_token(share: bool, demo: Path, oracle: Oracle) -> None:
     """A cache for a third of what the batch needs: sequences yield their blocks over and over."""
@@ -147,6 +157,7 @@ def test_forced_preemption_changes_no_token(share: bool, demo: Path, oracle: Ora
 BF16_NOISE = 0.5
 
 
+@TOGETHER
 def test_in_bfloat16_the_choice_is_the_references_wherever_its_margin_is_no_noise(demo: Path) -> None:
     oracle = Oracle(demo, torch.bfloat16)
     judged = 0

@@ -137,7 +137,7 @@ def test_a_file_cut_anywhere_is_malformed(whole: bytes, tmp_path: Path) -> None:
             open_bytes(tmp_path, whole[:size])
 
 
-@settings(max_examples=300, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=30_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_file_with_any_bytes_changed_is_read_or_malformed_but_never_crashes_or_hangs(
     whole: bytes, tmp_path: Path, data: st.DataObject

@@ -195,6 +195,30 @@ def test_who_reads_its_prompt_computes_all_of_it_and_others_find_it() -> None:
     assert on.running[1].num_cached == 0
 
 
+def test_who_reads_its_prompt_again_after_yielding_lets_others_find_it_again() -> None:
+    on = scheduler()
+    on.add(one := sequence("A", range(9), reads_prompt=True))
+    run(on)
+    on._preempt(one)
+    on.cache.pool.clear()
+    assert run(on) == [("A", 0, 10)]
+    on.add(sequence("B", range(9)))
+    assert run(on)[1] == ("B", 8, 1)
+
+
+def test_who_found_blocks_that_were_forgotten_since_does_not_name_them_again() -> None:
+    on = scheduler()
+    on.add(wrong := sequence("A", range(9)))
+    run(on)
+    on.add(sequence("B", range(9)))
+    run(on)
+    on.cache.forget(wrong.table)
+    for _ in range(4):
+        run(on)
+    on.add(sequence("C", range(9)))
+    assert run(on)[2] == ("C", 0, 9)
+
+
 def test_blocks_that_were_forgotten_are_not_found_and_stay_with_their_holder() -> None:
     on = scheduler()
     on.add(wrong := sequence("A", range(9)))

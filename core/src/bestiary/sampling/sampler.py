@@ -172,7 +172,7 @@ def _floor_within(logits_RV: Tensor, width: int, k_R: Tensor, p_R: Tensor) -> tu
     if width < logits_RV.shape[1] and everything.any():
         total_R1[everything] = _sums(logits_RV[everything] - best_R1[everything])[:, -1:]
     # A token is kept while what stands before it falls short of p: the one that crosses p is the last.
-    short_RW = (mass_RW - weight_RW < p_R[:, None] * total_R1) | (p_R[:, None] >= 1)
+    short_RW = mass_RW - weight_RW < p_R[:, None] * total_R1
     num_kept = (short_RW & (torch.arange(width, device=logits_RV.device) < k_R[:, None])).sum(-1)
     floor_R = top_RW.gather(1, (num_kept - 1).clamp(min=0)[:, None])[:, 0]
     return floor_R, (num_kept < width) | (k_R <= width)

@@ -52,13 +52,21 @@ class FakeExecutor:
         self.num_steps += 1
         for row in rows:
             self._write(row, row.tokens)
-        for number in self.fault(rows) if self.fault else ():
+        for number in self._faults(rows):
             self._write(rows[number], [_NAN] * len(rows[number].tokens))
             self._is_spoiled = True
         return [self._result(row) for row in rows]
 
     def close(self) -> None:
         """Nothing to let go: the memory is this object's own."""
+
+    def _faults(self, rows: Sequence[StepRow]) -> Collection[int]:
+        try:
+            return self.fault(rows) if self.fault else ()
+        except BaseException:
+            for row in rows:  # a step that failed leaves anything behind
+                self._write(row, [_NEVER_WRITTEN] * len(row.tokens))
+            raise
 
     def _write(self, row: StepRow, values: Sequence[int]) -> None:
         size, blocks, memory = self.block_size, row.blocks, self._memory
