@@ -4,7 +4,7 @@ from contenders.protocol import Generate, Generated, Options, Prompts, serve
 
 
 def load(options: Options) -> Generate:
-    """The engine, loaded; its workers are processes of their own, as it wants them on a CPU."""
+    """The engine, loaded."""
     from vllm import LLM, SamplingParams
 
     options.imported()

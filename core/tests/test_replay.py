@@ -29,11 +29,11 @@ def answers(llm: LLM, prompts: list[str], params: SamplingParams) -> list[tuple[
     return found
 
 
-@pytest.mark.parametrize("num_rows", [1, 2, 5, 6, 7])
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 7, 32, 65])
 def test_a_recorded_step_computes_the_same_numbers(folder: Path, num_rows: int) -> None:
-    prompts = ["The griffin " * (n + 1) for n in range(num_rows)]
+    prompts = ["The griffin " * (n % 40 + 1) for n in range(num_rows)]
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=0)
-    recorded, plain = (LLM(str(folder), max_model_len=256, block_size=5) for _ in range(2))
+    recorded, plain = (LLM(str(folder), max_model_len=640, block_size=5) for _ in range(2))
     runner = plain.engine.executor._runner  # type: ignore[attr-defined]
     runner._replays = None
     assert answers(recorded, prompts, params) == answers(plain, prompts, params)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bestiary_kernels as kernels
-from bestiary_kernels import PackedLinear, Tape, library
+from bestiary_kernels import Arena, PackedLinear, Tape, library
 from bestiary_kernels.linear import MOST_ROWS
 
 needs_library = pytest.mark.skipif(library.active() is None, reason="no C++ library is in use")
@@ -41,6 +41,22 @@ def test_memory_between_recorded_kernels_is_kept() -> None:
     taken = [torch.full((2, 128), float("nan")) for _ in range(100)]
     torch.testing.assert_close(tape.replay(), expected, atol=0, rtol=0)
     assert all(bool(other.isnan().all()) for other in taken)
+
+
+@needs_library
+def test_recordings_share_an_arena_and_each_computes_its_own() -> None:
+    torch.manual_seed(0)
+    arena, scale = Arena(), torch.randn(5000)
+    inputs = [torch.randn(rows, 5000) for rows in (3, 400, 1)]
+    tapes = []
+    for x in inputs:
+        _, tape = Tape.record(lambda x=x: kernels.add_rms_norm(x, None, scale, 1e-5)[0], arena)  # type: ignore[misc]
+        assert tape is not None
+        tapes.append(tape)
+    for _ in range(2):
+        for x, tape in zip(inputs, tapes, strict=True):
+            torch.testing.assert_close(tape.replay(), kernels.add_rms_norm(x, None, scale, 1e-5)[0], atol=0, rtol=0)
+    assert tapes[0].output.data_ptr() == tapes[2].output.data_ptr()
 
 
 @needs_library

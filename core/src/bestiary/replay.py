@@ -1,7 +1,6 @@
 """Decode steps of a few rows, recorded once and replayed with one call each. Knows no request.
 
-With few rows a step is bound by memory, and what Python adds between its hundreds of operations would be felt. A step
-of n rows, one token each, always runs the same kernels on the same memory; only what lies in its input changes.
+With few rows what Python adds between the hundreds of operations of a step would be felt. A step of n rows, one token each, always runs the same kernels on the same memory; only what lies in its input changes.
 """
 
 from array import array
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from bestiary.batch import Batch
 from bestiary.blocks import Decoder
-from bestiary_kernels import Tape
+from bestiary_kernels import Arena, Tape
 from bestiary_kernels.linear import MOST_ROWS
 
 __all__ = ["Replays"]
@@ -42,6 +41,7 @@ class Replays:
         self._model, self._caches, self._block_size = model, caches, block_size
         self._most_blocks = -(-longest // block_size)
         self._steps: dict[int, _Step | None] = {}
+        self._arena = Arena()
 
     def logits(self, rows: Sequence[_DecodeRow]) -> Tensor | None:
         """[R, vocabulary] for rows of one token each, valid until the next step; None where there is no recording.
@@ -52,7 +52,7 @@ class Replays:
         if n not in self._steps:
             step = _Step(n, self._most_blocks, self._block_size, self._caches)
             step.write(rows)
-            found, step.tape = Tape.record(lambda: self._model.logits(self._model(step.batch)))
+            found, step.tape = Tape.record(lambda: self._model.logits(self._model(step.batch)), self._arena)
             self._steps[n] = None if step.tape is None else step
             return found
         recorded = self._steps[n]

@@ -11,9 +11,10 @@ from bestiary_kernels.linear import PackedLinear
 from bestiary_kernels.measure import matmul_flops, read_bandwidth
 from bestiary_kernels.norm import add_rms_norm
 from bestiary_kernels.rotary import rotary_cache_write
-from bestiary_kernels.tape import Tape
+from bestiary_kernels.tape import Arena, Tape
 
 __all__ = [
+    "Arena",
     "PackedLinear",
     "Status",
     "Tape",

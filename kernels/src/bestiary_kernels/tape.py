@@ -7,15 +7,17 @@ whatever now lies in the same memory; whoever records keeps inputs in place and 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bestiary_kernels import library
 
-__all__ = ["Tape"]
+__all__ = ["Arena", "Tape"]
 
 #: In the order of the switch in tape.cpp.
 _OPERATIONS = (
@@ -28,8 +30,8 @@ _OPERATIONS = (
     "linear_rows",
     "linear_packed",
 )
-#: Torch operations that compute nothing: they take memory, or look at it in another shape.
-_IDLE = ("new_empty", "empty", "view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")
+#: Torch operations that only look at memory in another shape.
+_VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")
 
 
 class _Slot(ctypes.Union):
@@ -38,6 +40,34 @@ class _Slot(ctypes.Union):
 
 class _Recorded(ctypes.Structure):
     _fields_ = (("operation", ctypes.c_int64), ("arguments", ctypes.POINTER(_Slot)))
+
+
+class Arena:
+    """Memory that recordings share: of tapes that are never replayed at the same time, each starts from its beginning.
+
+    What a tape leaves there holds until the next one is recorded or replayed.
+    """
+
+    _CHUNK_BYTES, _ALIGNMENT = 1 << 22, 64
+
+    def __init__(self) -> None:
+        self._chunks: list[Tensor] = []
+        self._at, self._used = 0, 0
+
+    def rewind(self) -> None:
+        """Begin again with the first byte."""
+        self._at, self._used = 0, 0
+
+    def take(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of uninitialised memory, dense."""
+        size = math.prod(shape) * dtype.itemsize
+        while self._at < len(self._chunks) and self._used + size > self._chunks[self._at].numel():
+            self._at, self._used = self._at + 1, 0
+        if self._at == len(self._chunks):
+            self._chunks.append(torch.empty(max(size, self._CHUNK_BYTES), dtype=torch.uint8))
+        taken = self._chunks[self._at][self._used : self._used + size].view(dtype).view(shape)
+        self._used += -(-size // self._ALIGNMENT) * self._ALIGNMENT
+        return taken
 
 
 class Tape:
@@ -53,12 +83,15 @@ class Tape:
         self._replay = replay
 
     @classmethod
-    def record(cls, function: Callable[[], Tensor]) -> tuple[Tensor, Tape | None]:
-        """Run `function`; return its result, and a tape if everything that it computed was a kernel of ours."""
+    def record(cls, function: Callable[[], Tensor], arena: Arena | None = None) -> tuple[Tensor, Tape | None]:
+        """Run `function`; return its result, and a tape if everything that it computed was a kernel of ours.
+
+        Memory between the kernels comes from `arena`, or is the tape's own.
+        """
         kernels = library.active()
         if kernels is None:
             return function(), None
-        recorder = _Recorder(kernels)
+        recorder = _Recorder(kernels, arena or Arena())
         with library.redirected(recorder), recorder:
             output = function()
         if recorder.strangers or not recorder.entries:
@@ -76,8 +109,10 @@ class Tape:
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Stands in for the kernels, calls and notes them, and watches what torch itself does meanwhile."""
 
-    def __init__(self, kernels: library.Kernels) -> None:
+    def __init__(self, kernels: library.Kernels, arena: Arena) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        arena.rewind()
+        self._arena = arena
         self.variant = kernels.variant
         self.entries: list[tuple[int, Any]] = []
         self.kept: list[Any] = []
@@ -101,10 +136,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _Slot(number=argument) if kind is ctypes.c_float else _Slot(integer=argument or 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Keep every tensor alive, as its memory is part of the tape; note what computes without us."""
-        name = func.overloadpacket.__name__
-        if name not in _IDLE:
-            self.strangers.add(name)
-        result = func(*args, **(kwargs or {}))
+        """Give memory from the arena and keep it alive, as it is part of the tape; note what computes without us."""
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if name == "new_empty":
+            result = self._arena.take(args[1], kwargs.get("dtype") or args[0].dtype)
+        else:
+            if name not in _VIEWS:
+                self.strangers.add(name)
+            result = func(*args, **kwargs)
         self.kept.append(result)
         return result

@@ -19,8 +19,9 @@ from bestiary_kernels.linear import reference
 
 __all__ = ["MOST_ROWS", "PackedLinear"]
 
-# Above this oneDNN's blocked product wins; the kernel's registers hold six rows beside a block's weights.
-MOST_ROWS = 6
+# What one call of our kernels takes at most; above it oneDNN's blocked product wins.
+MOST_ROWS = 64
+_MOST_ROWS_F32 = 6
 _SAMPLED_ROWS = 128
 _CALL = Struct("PPqq")  # PackedCall in cpu.cpp
 
@@ -74,7 +75,7 @@ class PackedLinear:
         kernels = library.native(x_TK)
         if kernels is None and library.is_traced(x_TK):
             return x_TK.new_empty(rows, self.outputs)
-        multiply = self._kernel(kernels) if rows <= MOST_ROWS else None
+        multiply = self._kernel(kernels, rows)
         if multiply is not None:
             x = x_TK.contiguous()
             y = x.new_empty(rows, self.outputs)
@@ -85,13 +86,13 @@ class PackedLinear:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self._packed, self.bias, "none", [], "")
         return product
 
-    def _kernel(self, kernels: library.Kernels | None) -> Any:
-        """Our own product with a weight of this form, or None."""
+    def _kernel(self, kernels: library.Kernels | None, rows: int) -> Any:
+        """Our own product of this many rows with a weight of this form, or None."""
         if kernels is None:
             return None
-        if self.form == "rows":
-            return kernels.linear_rows if self.dtype is torch.float32 else None
-        return kernels.linear_packed if self.form == "packed" else None
+        if self.form == "rows" and rows <= _MOST_ROWS_F32 and self.dtype is torch.float32:
+            return kernels.linear_rows
+        return kernels.linear_packed if self.form == "packed" and rows <= MOST_ROWS else None
 
     def _plain(self, x_TK: Tensor) -> Tensor:
         if self._weight is None:
@@ -115,7 +116,7 @@ class PackedLinear:
             if bool(((ids_T < 0) | (ids_T >= self.outputs)).any()):
                 library.fail("PackedLinear.embedding", library.BAD_ROW)
             return reference.embedding_packed(self._view, ids_T)
-        y = torch.empty(ids_T.shape[0], self.inputs, dtype=self.dtype)
+        y = self._view.new_empty(ids_T.shape[0], self.inputs)
         failed = kernels.embedding_packed(self._call, ids_T.data_ptr(), y.data_ptr(), ids_T.shape[0])
         if failed:
             library.fail("PackedLinear.embedding", failed)

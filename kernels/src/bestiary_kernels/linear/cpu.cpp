@@ -17,11 +17,18 @@ struct PackedCall {
 #if defined(__AVX512BF16__)
 
 constexpr int VECTORS = COLUMNS / W;
+// Rows that the registers hold beside a block's weights, and rows that one call takes.
+constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
+// Steps of a block that stay in the second cache while one group of rows after the other reads them (128 KiB).
+constexpr int64_t NEAR_STEPS = 512;
+
+typedef Floats Sums[VECTORS];
 
 // sums[row][64] += x[row, from..to] * block[from..to], in steps of two inputs.
 template <int rows>
-inline void multiply_block(const char* block, const bf16* x, int64_t x_stride, int64_t from, int64_t to,
-                           Floats sums[rows][VECTORS]) {
+inline void multiply_block(const char* block, const bf16* x, int64_t x_stride, int64_t from, int64_t to, Sums* sums) {
+    Floats local[rows][VECTORS];
+    memcpy(local, sums, sizeof local);
     for (int64_t step = from; step < to; ++step) {
         const char* const at = block + step * COLUMNS * 4;
         _mm_prefetch(at + 4096, _MM_HINT_T0);
@@ -35,13 +42,34 @@ inline void multiply_block(const char* block, const bf16* x, int64_t x_stride, i
         for (int r = 0; r < rows; ++r) {
             const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
 #pragma GCC unroll 4
-            for (int c = 0; c < VECTORS; ++c) sums[r][c] = (Floats)_mm512_dpbf16_ps((__m512)sums[r][c], w[c], pair);
+            for (int c = 0; c < VECTORS; ++c) local[r][c] = (Floats)_mm512_dpbf16_ps((__m512)local[r][c], w[c], pair);
+        }
+    }
+    memcpy(sums, local, sizeof local);
+}
+
+// All rows in groups of nearly equal size: each reads the weights that the one before has brought near.
+inline void multiply_groups(const PackedCall& call, const char* block, const bf16* x, int64_t rows, int64_t from,
+                            int64_t to, Sums* sums) {
+    const int64_t groups = (rows + TOGETHER_ROWS - 1) / TOGETHER_ROWS;
+    for (int64_t near = from; near < to; near += NEAR_STEPS) {
+        const int64_t end = smaller(to, near + NEAR_STEPS);
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t first = rows * group / groups;
+            const bf16* const x_group = x + first * call.inputs;
+            switch (rows * (group + 1) / groups - first) {
+                case 1: multiply_block<1>(block, x_group, call.inputs, near, end, sums + first); break;
+                case 2: multiply_block<2>(block, x_group, call.inputs, near, end, sums + first); break;
+                case 3: multiply_block<3>(block, x_group, call.inputs, near, end, sums + first); break;
+                case 4: multiply_block<4>(block, x_group, call.inputs, near, end, sums + first); break;
+                case 5: multiply_block<5>(block, x_group, call.inputs, near, end, sums + first); break;
+                case 6: multiply_block<6>(block, x_group, call.inputs, near, end, sums + first); break;
+            }
         }
     }
 }
 
-template <int rows>
-inline void write_block(const PackedCall& call, int64_t block, const Floats sums[rows][VECTORS], bf16* y) {
+inline void write_block(const PackedCall& call, int64_t block, const Sums* sums, int64_t rows, bf16* y) {
     const int64_t first = block * COLUMNS;
     for (int c = 0; c < VECTORS; ++c) {
         const int64_t column = first + c * W;
@@ -49,37 +77,36 @@ inline void write_block(const PackedCall& call, int64_t block, const Floats sums
         if (n <= 0) return;
         Floats bias{};
         if (call.bias) bias = load_up_to((const bf16*)call.bias + column, n);
-        for (int r = 0; r < rows; ++r) store_up_to(y + r * call.outputs + column, sums[r][c] + bias, n);
+        for (int64_t r = 0; r < rows; ++r) store_up_to(y + r * call.outputs + column, sums[r][c] + bias, n);
     }
 }
 
 // The weight is one line of blocks x K/2 steps, cut evenly; a block that a cut divides is finished after the region.
-template <int rows> int multiply_packed(const PackedCall& call, const bf16* x, bf16* y) {
+inline int multiply_packed(const PackedCall& call, const bf16* x, bf16* y, int64_t rows) {
     constexpr int most_threads = 256;
     const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
-    const int64_t threads = total < 512 ? 1 : smaller(omp_get_max_threads(), most_threads);
+    const int64_t threads = total * rows < 512 ? 1 : smaller(omp_get_max_threads(), most_threads);
     const char* const weight = (const char*)call.weight;
-    struct Edge {
-        int64_t block;
-        Floats sums[rows][VECTORS];
-    };
     const int64_t most_edges = 2 * threads;
-    Edge* const edges = (Edge*)scratch(size_t(most_edges) * sizeof(Edge));
-    if (!edges) return NO_MEMORY;
-    for (int64_t i = 0; i < most_edges; ++i) edges[i].block = -1;
+    // Sums of the blocks that a cut divides, and those blocks' numbers.
+    Sums* const edge_sums = (Sums*)scratch(size_t(most_edges * rows) * sizeof(Sums) + size_t(most_edges) * 8);
+    if (!edge_sums) return NO_MEMORY;
+    int64_t* const edge_block = (int64_t*)(edge_sums + most_edges * rows);
+    for (int64_t i = 0; i < most_edges; ++i) edge_block[i] = -1;
     const auto walk = [&](int64_t thread) {
+        Floats sums[MOST_ROWS][VECTORS];
         int64_t at = total * thread / threads;
         const int64_t end = total * (thread + 1) / threads;
         int64_t edge = 2 * thread;
         while (at < end) {
             const int64_t block = at / steps, from = at - block * steps, to = smaller(steps, from + end - at);
-            Floats sums[rows][VECTORS] = {};
-            multiply_block<rows>(weight + block * steps * COLUMNS * 4, x, call.inputs, from, to, sums);
+            memset(sums, 0, size_t(rows) * sizeof(Sums));
+            multiply_groups(call, weight + block * steps * COLUMNS * 4, x, rows, from, to, sums);
             if (to - from == steps) {
-                write_block<rows>(call, block, sums, y);
+                write_block(call, block, sums, rows, y);
             } else {
-                edges[edge].block = block;
-                memcpy(edges[edge++].sums, sums, sizeof sums);
+                edge_block[edge] = block;
+                memcpy(edge_sums + edge++ * rows, sums, size_t(rows) * sizeof(Sums));
             }
             at += to - from;
         }
@@ -91,14 +118,15 @@ template <int rows> int multiply_packed(const PackedCall& call, const bf16* x, b
 #pragma omp parallel num_threads(int(threads))
     for (int64_t thread = omp_get_thread_num(); thread < threads; thread += omp_get_num_threads()) walk(thread);
     for (int64_t i = 0; i < most_edges; ++i) {
-        if (edges[i].block < 0) continue;
+        if (edge_block[i] < 0) continue;
+        Sums* const sums = edge_sums + i * rows;
         for (int64_t j = i + 1; j < most_edges; ++j) {
-            if (edges[j].block != edges[i].block) continue;
-            for (int r = 0; r < rows; ++r)
-                for (int c = 0; c < VECTORS; ++c) edges[i].sums[r][c] += edges[j].sums[r][c];
-            edges[j].block = -1;
+            if (edge_block[j] != edge_block[i]) continue;
+            for (int64_t r = 0; r < rows; ++r)
+                for (int c = 0; c < VECTORS; ++c) sums[r][c] += edge_sums[j * rows + r][c];
+            edge_block[j] = -1;
         }
-        write_block<rows>(call, edges[i].block, edges[i].sums, y);
+        write_block(call, edge_block[i], sums, rows, y);
     }
     return OK;
 }
@@ -151,20 +179,10 @@ template <int rows> int multiply_all_rows(const PackedCall& call, const float* x
 
 #if defined(__AVX512BF16__)
 
-// x [rows, K] and y [rows, N], both dense; at most 6 rows (what the registers hold beside a block's weights).
+// x [rows, K] and y [rows, N], both dense; at most 64 rows.
 EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64_t rows) {
-    const bf16* const from = (const bf16*)x;
-    bf16* const to = (bf16*)y;
-    switch (rows) {
-        case 0: return OK;
-        case 1: return multiply_packed<1>(*call, from, to);
-        case 2: return multiply_packed<2>(*call, from, to);
-        case 3: return multiply_packed<3>(*call, from, to);
-        case 4: return multiply_packed<4>(*call, from, to);
-        case 5: return multiply_packed<5>(*call, from, to);
-        case 6: return multiply_packed<6>(*call, from, to);
-    }
-    return BAD_ROW;
+    if (rows < 0 || rows > MOST_ROWS) return BAD_ROW;
+    return rows ? multiply_packed(*call, (const bf16*)x, (bf16*)y, rows) : OK;
 }
 
 #endif
