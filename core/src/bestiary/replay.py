@@ -1,6 +1,7 @@
 """Decode steps of a few rows, recorded once and replayed with one call each. Knows no request.
 
-With few rows what Python adds between the hundreds of operations of a step would be felt. A step of n rows, one token each, always runs the same kernels on the same memory; only what lies in its input changes.
+With few rows what Python adds between the hundreds of operations of a step would be felt. A step of n rows, one token
+each, always runs the same kernels on the same memory; only what lies in its input changes.
 """
 
 from array import array
