@@ -6,9 +6,11 @@
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -57,6 +59,7 @@ def serve(load: Callable[[Options], Generate], *packages: str) -> None:
     # Engines print to standard output as they please: it becomes standard error, the answers get a file of their own.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    _end_with_parent()
     options = _options()
     start = time.perf_counter()
     generate = load(options)
@@ -75,6 +78,12 @@ def serve(load: Callable[[Options], Generate], *packages: str) -> None:
         seconds = time.perf_counter() - start
         first = None if done.first_token_at is None else done.first_token_at - start
         print(json.dumps({"seconds": seconds, "first_token_s": first, "token_ids": done.token_ids}), file=answers)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when the script dies, or it would stay stopped for ever."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _options() -> Options:

@@ -28,8 +28,8 @@ def read_gb_s(threads: int) -> float:
     except ImportError:
         buffer = torch.ones(SIZE_BYTES // 4)
         return SIZE_BYTES / best_s(buffer.sum, 12) / 1e9
-    bandwidth: float = read_bandwidth(threads)
-    return bandwidth
+    bytes_per_s: float = read_bandwidth(threads)
+    return bytes_per_s / 1e9
 
 
 def main() -> None:
