@@ -31,6 +31,7 @@ from bestiary.testing.tiny import tiny_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = 256
 SIZED = ("--kv-cache-memory-bytes", "10000000")
+ENDLESS = ("--kv-cache-memory-bytes", "400000000", "--max-model-len", "300000")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose answers last until somebody stops them."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("endless"), "LlamaForCausalLM", ends=False, context=30_000)
+    return tiny_checkpoint(tmp_path_factory.mktemp("endless"), "LlamaForCausalLM", ends=False, context=300_000)
 
 
 @pytest.fixture(scope="module")
@@ -422,7 +423,7 @@ def terminal(*arguments: str, columns: int = 100) -> Iterator[Screen]:
 
 
 def test_a_chat_at_a_terminal_streams_stops_at_ctrl_c_and_ends_at_ctrl_d(endless: Path) -> None:
-    with terminal("chat", str(endless), "--temperature", "0", *SIZED, "--max-model-len", "9000") as screen:
+    with terminal("chat", str(endless), "--temperature", "0", *ENDLESS) as screen:
         screen.wait_for("> ")
         screen.type("Who wakes it?\n")
         screen.wait_for("Who wakes it?\r\n")  # the terminal's own echo
@@ -443,7 +444,7 @@ def test_a_chat_at_a_terminal_streams_stops_at_ctrl_c_and_ends_at_ctrl_d(endless
 
 
 def test_ctrl_c_ends_a_run(endless: Path) -> None:
-    with terminal("run", str(endless), "Who?", "--temperature", "0", *SIZED, "--max-model-len", "9000") as screen:
+    with terminal("run", str(endless), "Who?", "--temperature", "0", *ENDLESS) as screen:
         while len(screen.text) < 100:
             assert screen.read()
         started = time.monotonic()
