@@ -427,9 +427,8 @@ def test_a_chat_at_a_terminal_streams_stops_at_ctrl_c_and_ends_at_ctrl_d(endless
         screen.wait_for("> ")
         screen.type("Who wakes it?\n")
         screen.wait_for("Who wakes it?\r\n")  # the terminal's own echo
-        while len(screen.text) < 100:
+        while len(screen.text) < 100 or screen.num_pieces <= 5:  # it comes piece by piece, however fast
             assert screen.read()
-        assert screen.num_pieces > 5
         screen.type("\x03")
         screen.wait_for("\r\n> ")
         assert screen.process.poll() is None
