@@ -31,7 +31,7 @@ from bestiary.testing.tiny import tiny_checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 CONTEXT = 256
 SIZED = ("--kv-cache-memory-bytes", "10000000")
-ENDLESS = ("--kv-cache-memory-bytes", "400000000", "--max-model-len", "300000")
+ENDLESS = ("--kv-cache-memory-bytes", "400000000", "--max-model-len", "60000")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose answers last until somebody stops them."""
-    return tiny_checkpoint(tmp_path_factory.mktemp("endless"), "LlamaForCausalLM", ends=False, context=300_000)
+    return tiny_checkpoint(tmp_path_factory.mktemp("endless"), "LlamaForCausalLM", ends=False, context=60_000)
 
 
 @pytest.fixture(scope="module")
