@@ -422,7 +422,6 @@ def terminal(*arguments: str, columns: int = 100) -> Iterator[Screen]:
         os.close(master)
 
 
-@pytest.mark.xfail(reason="times out on a busy machine", strict=False)
 def test_a_chat_at_a_terminal_streams_stops_at_ctrl_c_and_ends_at_ctrl_d(endless: Path) -> None:
     with terminal("chat", str(endless), "--temperature", "0", *ENDLESS) as screen:
         screen.wait_for("> ")
@@ -443,7 +442,6 @@ def test_a_chat_at_a_terminal_streams_stops_at_ctrl_c_and_ends_at_ctrl_d(endless
         assert "Traceback" not in screen.text
 
 
-@pytest.mark.xfail(reason="times out on a busy machine", strict=False)
 def test_ctrl_c_ends_a_run(endless: Path) -> None:
     with terminal("run", str(endless), "Who?", "--temperature", "0", *ENDLESS) as screen:
         while len(screen.text) < 100:
