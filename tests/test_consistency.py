@@ -92,23 +92,46 @@ def test_the_oracle_by_induction_is_the_references_own_generate(demo: Path, orac
         assert oracle.generate(output.prompt_token_ids) == output.outputs[0].token_ids
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({"max_num_seqs": 64, "max_num_batched_tokens": 512}, id="batch 64, chunks of 512", marks=TOGETHER),
-        pytest.param(
-            {"max_num_seqs": 64, "max_num_batched_tokens": 64 + 7},
-            id="batch 64, chunks of 7 beside decode",
-            marks=TOGETHER,
-        ),
-        pytest.param(
-            {"max_num_seqs": 1, "max_num_batched_tokens": 512}, id="batch 1, chunks of 512", marks=ONE_AT_A_TIME
-        ),
-        pytest.param({"max_num_seqs": 1, "max_num_batched_tokens": 7}, id="batch 1, chunks of 7", marks=ONE_AT_A_TIME),
-    ],
-)
-def test_greedy_tokens_are_the_references(settings: dict[str, int], demo: Path, oracle: Oracle) -> None:
-    assert list(disagreements(oracle, serve(demo, PROMPTS, enable_prefix_caching=False, **settings))) == []
+@pytest.fixture(scope="module")
+def together(demo: Path) -> list[RequestOutput]:
+    """The answers of batch 64 in chunks of 512."""
+    return serve(demo, PROMPTS, enable_prefix_caching=False, max_num_batched_tokens=512)
+
+
+@TOGETHER
+def test_batch_64_in_chunks_of_512_is_the_reference(oracle: Oracle, together: list[RequestOutput]) -> None:
+    assert list(disagreements(oracle, together)) == []
+
+
+@TOGETHER
+def test_batch_64_in_chunks_of_7_beside_decode_is_the_reference(demo: Path, oracle: Oracle) -> None:
+    outputs = serve(demo, PROMPTS, enable_prefix_caching=False, max_num_batched_tokens=64 + 7)
+    assert list(disagreements(oracle, outputs)) == []
+
+
+@ONE_AT_A_TIME
+def test_batch_1_in_chunks_of_512_is_the_reference(demo: Path, oracle: Oracle) -> None:
+    outputs = serve(demo, PROMPTS, enable_prefix_caching=False, max_num_seqs=1, max_num_batched_tokens=512)
+    assert list(disagreements(oracle, outputs)) == []
+
+
+@TOGETHER
+def test_batch_1_in_chunks_of_7_is_the_reference(demo: Path, oracle: Oracle, together: list[RequestOutput]) -> None:
+    """Most of the known answer is read as prompt, seven tokens a step, and a choice is asked of each."""
+    known = [list(output.outputs[0].token_ids) for output in together]
+    llm = LLM(model=str(demo), dtype="float32", max_num_seqs=1, max_num_batched_tokens=7, max_model_len=512)
+    read = NEW_TOKENS - 8
+    prompts = [
+        {"prompt_token_ids": output.prompt_token_ids + answer[:read]}
+        for output, answer in zip(together, known, strict=True)
+    ]
+    params = SamplingParams(temperature=0, max_tokens=NEW_TOKENS - read, ignore_eos=True, prompt_logprobs=1)
+    for first, answer, output in zip(together, known, llm.generate(prompts, params, use_tqdm=False), strict=True):
+        read_as_prompt = output.prompt_logprobs[len(first.prompt_token_ids) :] if output.prompt_logprobs else []
+        choices = [token for found in read_as_prompt if found for token, at in found.items() if at.rank == 1]
+        choices += output.outputs[0].token_ids
+        verdict = oracle.judge(tuple(first.prompt_token_ids), tuple(answer))
+        assert choices == verdict.choices, output.prompt_token_ids
 
 
 @TOGETHER
