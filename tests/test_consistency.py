@@ -71,7 +71,7 @@ def serve(folder: Path, prompts: list[str], **settings: Any) -> list[RequestOutp
     llm = LLM(model=str(folder), **{"dtype": "float32", "max_num_seqs": 64, "max_model_len": 512, **settings})
     outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
     llm.engine.check_integrity()
-    assert llm.engine.scheduler.cache.pool.num_free == llm.engine.executor.num_blocks
+    assert llm.engine.scheduler.cache.is_empty
     llm.close()
     return outputs
 

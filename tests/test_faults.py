@@ -82,7 +82,7 @@ def check_culprit(answer: CompletionOutput, reason: str, name: str = CULPRIT) ->
 
 def check_survived(on: Engine) -> None:
     """No block is held, and the same requests are answered exactly, with what is in the cache by now."""
-    assert on.scheduler.cache.pool.num_free == on.scheduler.cache.pool.num_blocks
+    assert on.scheduler.cache.is_empty
     on.check_integrity()
     check_exact(serve(on))
 
@@ -126,7 +126,7 @@ def test_f5_an_exhausted_cache_makes_the_youngest_wait_and_changes_no_answer(
 @pytest.mark.parametrize("n", range(1, 20))
 def test_f6_the_nth_allocation_fails(monkeypatch: pytest.MonkeyPatch, n: int, caching: bool) -> None:
     on = engine(enable_prefix_caching=caching)
-    pool, calls = on.scheduler.cache.pool, 0
+    pool, calls = on.scheduler.cache.pools[0], 0
     take = pool.take
 
     def fails_once(wanted: int) -> list[int] | None:
@@ -465,7 +465,7 @@ def test_closing_ends_what_runs_and_a_second_time_does_nothing() -> None:
     on.close()
     on.close()
     assert not on.has_unfinished_requests()
-    assert on.scheduler.cache.pool.num_free == BLOCKS
+    assert on.scheduler.cache.pools[0].num_free == BLOCKS
 
 
 def test_an_executor_that_promises_more_than_its_cache_holds_is_refused() -> None:

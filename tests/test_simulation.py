@@ -12,12 +12,13 @@ Set SIMULATED_DAYS for more of them.
 import os
 import random
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import pytest
 
+from bestiary.cache import CacheGroup
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.output import RequestOutput
@@ -53,21 +54,21 @@ class Day:
         self.random = chance = random.Random(seed)
         block_size = chance.choice((1, 3, 16))
         longest = chance.randint(6, 48)
-        fit_one = -(-longest // block_size)
-        self.executor = FakeExecutor(
-            chance.choice((fit_one, 2 * fit_one + 1, 5 * fit_one, 12 * fit_one)),
-            block_size,
-            vocabulary=chance.choice((4, 30, 1000)),
-            max_model_len=longest,
-            fault=self.fault,
-        )
-        self.end_ids = chance.sample(range(self.executor.vocabulary), chance.randint(0, 2))
         config = EngineConfig(
             model="fake",
             max_num_seqs=chance.choice((1, 4, 12, 40)),
             max_num_batched_tokens=chance.choice((1, 6, 8, 16, 32, 64, 64)),
             enable_prefix_caching=chance.random() < 0.8,
         )
+        self.executor = FakeExecutor(
+            0,
+            block_size,
+            vocabulary=chance.choice((4, 30, 1000)),
+            max_model_len=longest,
+            fault=self.fault,
+            groups=self._groups(block_size, longest, config.max_num_batched_tokens),
+        )
+        self.end_ids = chance.sample(range(self.executor.vocabulary), chance.randint(0, 2))
         self.engine = Engine(config, self.executor, None, self.end_ids)
         self.prefixes = [self._tokens(longest - 1) for _ in range(3)]
         self.asked = {str(i): self._ask(str(i)) for i in range(REQUESTS_PER_DAY)}
@@ -78,6 +79,19 @@ class Day:
         self.trace: list[tuple[object, ...]] = []
         self._fail_allocations(chance)
         self._count_preemptions()
+
+    def _groups(self, block_size: int, longest: int, chunk: int) -> list[CacheGroup]:
+        """Layers that keep all, a window, or a state, mostly one kind, with room for one sequence or for more."""
+        chance = self.random
+        plain, window, state = CacheGroup(0), CacheGroup(0, window=chance.choice((1, 3, 8, 20))), CacheGroup(0, fixed=2)
+        kinds = chance.choice(
+            ([plain], [plain], [plain], [window], [plain, window], [window, plain], [state], [plain, state])
+        )
+        self.has_state = state in kinds
+        times, more = chance.choice(((1, 0), (2, 1), (5, 0), (12, 0)))
+        return [
+            replace(group, num_blocks=times * group.most_held(longest, chunk, block_size) + more) for group in kinds
+        ]
 
     # ---- the workload ------------------------------------------------------------------------------------------------
 
@@ -98,7 +112,7 @@ class Day:
             stop_token_ids=self._tokens(chance.choice((0, 0, 1, 3))),
             ignore_eos=chance.random() < 0.3,
             logprobs=chance.choice((None, None, None, 0)),
-            prompt_logprobs=0 if chance.random() < 0.1 else None,
+            prompt_logprobs=0 if chance.random() < 0.1 and not self.has_state else None,
             detokenize=False,
         )
         return Asked(
@@ -132,16 +146,15 @@ class Day:
         raise RuntimeError(f"{kind}, as planned")
 
     def _fail_allocations(self, chance: random.Random) -> None:
-        pool = self.engine.scheduler.cache.pool
-        take = pool.take
+        for pool in self.engine.scheduler.cache.pools:
 
-        def sometimes(n: int) -> list[int] | None:
-            if chance.random() < 0.01:
-                self.happened["allocations failed"] += 1
-                return None
-            return take(n)
+            def sometimes(n: int, take: Callable[[int], list[int] | None] = pool.take) -> list[int] | None:
+                if chance.random() < 0.01:
+                    self.happened["allocations failed"] += 1
+                    return None
+                return take(n)
 
-        pool.take = sometimes  # type: ignore[method-assign]
+            pool.take = sometimes  # type: ignore[method-assign]
 
     def _count_preemptions(self) -> None:
         preempt = self.engine.scheduler._preempt
@@ -207,8 +220,7 @@ class Day:
     # ---- the verdict -------------------------------------------------------------------------------------------------
 
     def _check_end(self) -> None:
-        scheduler, pool = self.engine.scheduler, self.engine.scheduler.cache.pool
-        assert len(scheduler) == 0 and pool.num_free == pool.num_blocks
+        assert len(self.engine.scheduler) == 0 and self.engine.scheduler.cache.is_empty
         for one in self.asked.values():
             self._check(one, one.outputs[-1])
 
@@ -216,7 +228,7 @@ class Day:
         size = self.executor.block_size
         assert output.finished and len(output.outputs) == one.params.n
         assert output.num_cached_tokens % size == 0 and output.num_cached_tokens < len(one.prompt)
-        if not self.engine.config.enable_prefix_caching or one.params.prompt_logprobs is not None:
+        if self.has_state or not self.engine.config.enable_prefix_caching or one.params.prompt_logprobs is not None:
             assert output.num_cached_tokens == 0
         self.happened["cached tokens"] += output.num_cached_tokens
         num_errors = 0
@@ -252,6 +264,7 @@ class Day:
             max_model_len=executor.max_model_len,
             end_ids=self.end_ids,
             index=index,
+            groups=executor.groups,
         )
 
     def _check_prompt(self, one: Asked, output: RequestOutput, whole: bool) -> None:
@@ -261,7 +274,7 @@ class Day:
         assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
         read = zip(output.prompt_logprobs[1:], one.prompt[1:], strict=whole)
         found = [entry[token].logprob for entry, token in read if entry is not None]
-        assert found == expected_prompt_logprobs(one.prompt)[: len(found)]
+        assert found == expected_prompt_logprobs(one.prompt, self.executor.groups)[: len(found)]
 
 
 def simulate(seed: int) -> Day:

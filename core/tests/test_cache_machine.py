@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bestiary.cache import BlockPool, BlockTable, PagedCache
+from bestiary.cache import BlockPool, BlockTable, CacheGroup, PagedCache
 from bestiary.cache.tables import root_key
 from bestiary.scheduler import Scheduled, Scheduler
 from bestiary.scheduler import Sequence as Tokens
@@ -141,9 +141,10 @@ class WatchedCache(PagedCache):
     """The real cache; each prefix that it finds must be the longest there is, and be this prompt's."""
 
     def __init__(self, pool: WatchedPool, *, share_prefixes: bool) -> None:
-        super().__init__(pool, share_prefixes=share_prefixes)
+        super().__init__([CacheGroup(pool.num_blocks)], pool.block_size, share_prefixes=share_prefixes)
         self.shares = share_prefixes
-        self.watched = pool
+        self.pool = self.watched = pool
+        self.pools = [pool]
         self.histories = Histories()
         self.salts: dict[bytes, str] = {root_key(salt): salt for salt in SALTS}
         self.memory = [[GARBAGE] * pool.block_size for _ in range(pool.num_blocks)]
@@ -162,8 +163,8 @@ class WatchedCache(PagedCache):
                 break
             expected.append(block)
         found = super().match(table, tokens)
-        assert table.blocks == expected and found == size * len(expected)
-        for index, block in enumerate(table.blocks):
+        assert list(table.of(0)) == expected and found == size * len(expected)
+        for index, block in enumerate(table.of(0)):
             assert self.memory[block] == history[index * size : (index + 1) * size], "a prefix of somebody else"
         self.watched.happened["hits"] += found > 0
         return found
@@ -199,6 +200,7 @@ class CacheMachine(RuleBasedStateMachine):
     def start(self, num_blocks: int, block_size: int, max_num_seqs: int, budget: int, share: bool) -> None:
         self.pool = WatchedPool(num_blocks, block_size, self.happened)
         self.cache = WatchedCache(self.pool, share_prefixes=share)
+        self.capacity = num_blocks * block_size
         self.scheduler = Scheduler(self.cache, max_num_seqs, budget)
 
     # ---- what can happen --------------------------------------------------------------------------------------------
@@ -279,7 +281,7 @@ class CacheMachine(RuleBasedStateMachine):
         elif self.alive:
             table = self.alive[n % len(self.alive)].sequence.table
             self.cache.forget(table)
-            for block in table.blocks:
+            for block in table.of(0):
                 self.pool.naive.forget(block)
 
     # ---- what must hold after each ----------------------------------------------------------------------------------
@@ -289,19 +291,19 @@ class CacheMachine(RuleBasedStateMachine):
         """Free + used = all; as many references as holders; every block in one role."""
         self.happened["steps"] += 1
         pool, naive = self.pool, self.pool.naive
-        held = [block for one in self.alive for block in one.sequence.table.blocks]
+        held = [block for one in self.alive for block in one.sequence.table.of(0)]
         assert [held.count(block) for block in range(pool.num_blocks)] == naive.holders
         assert pool.num_free == pool.num_blocks - len(set(held))
         assert pool.num_cached == len(naive.cached)
         assert naive.blank.isdisjoint(naive.cached) and not {*naive.blank, *naive.cached} & set(held)
-        pool.check_integrity(one.sequence.table.blocks for one in self.alive)
+        pool.check_integrity(one.sequence.table.of(0) for one in self.alive)
 
     @invariant()
     def tables_are_as_long_as_their_tokens(self) -> None:
         size = self.pool.block_size
         for one in self.alive:
             sequence = one.sequence
-            blocks = len(sequence.table.blocks)
+            blocks = len(sequence.table.of(0))
             if sequence in self.scheduler.waiting:
                 assert blocks == 0 and sequence.num_computed == 0
             else:
@@ -314,7 +316,7 @@ class CacheMachine(RuleBasedStateMachine):
         for one in self.alive:
             sequence = one.sequence
             history = self.cache.history(sequence.table, sequence.tokens[: sequence.num_computed])
-            stored = [slot for block in sequence.table.blocks for slot in self.cache.memory[block]]
+            stored = [slot for block in sequence.table.of(0) for slot in self.cache.memory[block]]
             assert stored[: len(history)] == history
         for end, block in self.pool.naive.findable.items():
             assert self.cache.memory[block] == self.cache.histories.ending(end, size), "a findable block was changed"
@@ -336,7 +338,7 @@ class CacheMachine(RuleBasedStateMachine):
     # ---- how ---------------------------------------------------------------------------------------------------------
 
     def _add(self, tokens: list[int], salt: str, *, reads_prompt: bool = False) -> None:
-        tokens = tokens[: self.cache.capacity]
+        tokens = tokens[: self.capacity]
         sequence = Tokens(str(self.arrivals), list(tokens), BlockTable(root_key(salt)), reads_prompt=reads_prompt)
         self.arrivals += 1
         self.alive.append(Alive(sequence, salt))
@@ -354,7 +356,7 @@ class CacheMachine(RuleBasedStateMachine):
         before = {id(s): s.num_computed for s in self.scheduler.running}
         plan = self.scheduler.schedule()
         preempted = [s for s in self.scheduler.waiting if id(s) in before]
-        assert all(s.num_computed == 0 and not s.table.blocks for s in preempted)
+        assert all(s.num_computed == 0 and not s.table.of(0) for s in preempted)
         self.happened["preemptions"] += len(preempted)
         self.happened["failed allocations"] += self.pool.has_failed
         self.happened["prefill beside decode"] += len({entry.count > 1 for entry in plan}) == 2
@@ -364,7 +366,7 @@ class CacheMachine(RuleBasedStateMachine):
         for entry in plan:
             sequence = entry.sequence
             assert sequence in self.scheduler.running and entry.count > 0 and entry.start == sequence.num_computed
-            assert len(sequence.table.blocks) == self.cache.blocks_for(entry.start + entry.count)
+            assert len(sequence.table.of(0)) == -(-(entry.start + entry.count) // self.pool.block_size)
             assert entry.samples == (entry.start + entry.count == len(sequence.tokens))
             if id(sequence) not in before and sequence.reads_prompt:
                 assert entry.start == 0
@@ -382,7 +384,7 @@ class CacheMachine(RuleBasedStateMachine):
             end = entry.start + entry.count
             history = self.cache.history(sequence.table, sequence.tokens[:end])
             for position in range(entry.start, end):
-                block = sequence.table.blocks[position // size]
+                block = sequence.table.of(0)[position // size]
                 assert block not in findable and self.pool.naive.holders[block] == 1, "a shared block was written to"
                 self.cache.memory[block][position % size] = GARBAGE if garbage else history[position]
 
@@ -393,7 +395,7 @@ class CacheMachine(RuleBasedStateMachine):
             sequence = entry.sequence
             history = self.cache.history(sequence.table, sequence.tokens)
             for index in range(entry.start // size, (entry.start + entry.count) // size):
-                findable.setdefault(history[(index + 1) * size - 1], sequence.table.blocks[index])
+                findable.setdefault(history[(index + 1) * size - 1], sequence.table.of(0)[index])
         self.scheduler.commit(plan)
 
     def _grow(self, plan: list[Scheduled], tokens: list[int]) -> None:
@@ -401,7 +403,7 @@ class CacheMachine(RuleBasedStateMachine):
         for number, entry in enumerate(plan):
             if entry.samples:
                 sequence = entry.sequence
-                if len(sequence.tokens) == self.cache.capacity:
+                if len(sequence.tokens) == self.capacity:
                     self._remove(sequence)
                 else:
                     sequence.tokens.append(tokens[number % len(tokens)])

@@ -10,9 +10,9 @@ import torch
 
 from bestiary import model
 from bestiary.architecture import Architecture, Task
-from bestiary.batch import Batch
+from bestiary.batch import Batch, Pages
 from bestiary.blocks import Attention, Decoder, Embedding, GatedMLP, Head, Layer, Layers, Linear, RMSNorm, Rope
-from bestiary.cache import store
+from bestiary.cache import CacheGroup, store
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names
 from bestiary.errors import ConfigUnsupported, PluginBroken, TensorMismatch
 from bestiary.parallel import Mesh
@@ -75,12 +75,12 @@ def batch(tree: Decoder, tokens: list[int], rows: list[int] | None = None, dtype
     return Batch(
         token_ids=torch.tensor(tokens),
         positions=torch.arange(n),
-        slots=torch.arange(n),
         query_starts=torch.tensor([0, n], dtype=torch.int32),
         context_lens=torch.tensor([n], dtype=torch.int32),
-        block_tables=torch.arange(4, dtype=torch.int32)[None],
+        pages={0: Pages(torch.arange(4, dtype=torch.int32)[None], torch.arange(n))},
+        states={},
         output_rows=None if rows is None else torch.tensor(rows),
-        caches=store.allocate(model.keeps(tree), 4, 16, dtype, CPU),
+        caches=store.allocate(model.keeps(tree), [(None, None)], [CacheGroup(4)], 16, dtype, CPU),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from bestiary.cache import BlockPool, BlockTable, PagedCache
+from bestiary.cache import BlockPool, BlockTable, CacheGroup, PagedCache
 from bestiary.cache.tables import root_key
 from bestiary.errors import EngineError
 from bestiary.scheduler import Scheduled, Scheduler
@@ -14,7 +14,7 @@ from bestiary.scheduler import Sequence as Tokens
 def scheduler(
     blocks: int = 100, block_size: int = 4, seats: int = 8, budget: int = 16, share: bool = True
 ) -> Scheduler:
-    return Scheduler(PagedCache(BlockPool(blocks, block_size), share_prefixes=share), seats, budget)
+    return Scheduler(PagedCache([CacheGroup(blocks)], block_size, share_prefixes=share), seats, budget)
 
 
 def sequence(name: str, tokens: Sequence[int], salt: str = "", reads_prompt: bool = False) -> Tokens:
@@ -135,18 +135,18 @@ def test_a_newcomer_that_does_not_fit_keeps_its_place_and_holds_nothing() -> Non
     on.add(sequence("C", [1]))
     assert run(on) == [("A", 8, 1)]
     assert names(on.waiting) == "BC" and on.waiting[0].table.blocks == []
-    on.cache.pool.check_integrity([on.running[0].table.blocks])
+    on.cache.pools[0].check_integrity([on.running[0].table.of(0)])
 
 
 def test_a_prompt_that_was_seen_before_starts_behind_its_cached_blocks() -> None:
     on = scheduler()
     on.add(first := sequence("A", range(10)))
     run(on)
-    blocks = list(first.table.blocks)
+    blocks = list(first.table.of(0))
     on.add(sequence("B", range(10)))
     assert run(on) == [("A", 10, 1), ("B", 8, 2)]
     second = on.running[1]
-    assert second.num_cached == 8 and second.table.blocks[:2] == blocks[:2] and second.table.blocks[2] != blocks[2]
+    assert second.num_cached == 8 and second.table.of(0)[:2] == blocks[:2] and second.table.of(0)[2] != blocks[2]
 
 
 def test_the_last_token_of_a_prompt_is_never_taken_from_the_cache() -> None:
@@ -182,7 +182,7 @@ def test_without_prefix_caching_nothing_is_found() -> None:
     run(on)
     on.add(sequence("B", range(9)))
     assert run(on)[1] == ("B", 0, 9)
-    assert on.cache.pool.num_cached == 0
+    assert on.cache.pools[0].num_cached == 0
 
 
 def test_who_reads_its_prompt_computes_all_of_it_and_others_find_it() -> None:
@@ -200,7 +200,7 @@ def test_who_reads_its_prompt_again_after_yielding_lets_others_find_it_again() -
     on.add(one := sequence("A", range(9), reads_prompt=True))
     run(on)
     on._preempt(one)
-    on.cache.pool.clear()
+    on.cache.pools[0].clear()
     assert run(on) == [("A", 0, 10)]
     on.add(sequence("B", range(9)))
     assert run(on)[1] == ("B", 8, 1)
@@ -226,7 +226,7 @@ def test_blocks_that_were_forgotten_are_not_found_and_stay_with_their_holder() -
     on.cache.forget(wrong.table)
     on.add(sequence("B", range(9)))
     assert run(on) == [("A", 9, 1), ("B", 0, 9)]
-    on.cache.pool.check_integrity(s.table.blocks for s in on)
+    on.cache.pools[0].check_integrity(s.table.of(0) for s in on)
 
 
 # ---- preemption ------------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def test_a_resumed_sequence_finds_its_own_blocks_again() -> None:
 def test_a_resumed_sequence_computes_again_what_was_evicted() -> None:
     on = grown_full()
     run(on)
-    on.cache.pool.clear()
+    on.cache.pools[0].clear()
     on.remove(on.running[0])
     assert run(on) == [("B", 0, 5)]
 
@@ -291,7 +291,7 @@ def test_a_decode_that_was_planned_loses_its_place_when_an_older_prompt_needs_it
     prompt.num_computed = 2
     assert shape(on.schedule()) == [("A", 2, 4)]
     assert names(on.waiting) == "B"
-    on.cache.pool.check_integrity(s.table.blocks for s in on)
+    on.cache.pools[0].check_integrity(s.table.of(0) for s in on)
 
 
 def test_who_yielded_before_its_turn_is_passed_over() -> None:
@@ -311,7 +311,7 @@ def test_an_allocation_that_fails_though_blocks_are_free_costs_a_step_and_no_mor
     on.add(sequence("A", [1, 2]))
     run(on)
     with monkeypatch.context() as patch:
-        patch.setattr(on.cache.pool, "take", lambda n: None)
+        patch.setattr(on.cache.pools[0], "take", lambda n: None)
         assert on.schedule() == []
         assert names(on.waiting) == "A"
         assert on.schedule() == []
@@ -329,8 +329,8 @@ def test_removal_gives_all_blocks_back_at_every_stage() -> None:
     on.add(half := sequence("C", range(8)))
     run(on)
     on.remove(half)  # in the middle of its prompt
-    assert len(on) == 0 and on.cache.pool.num_free == 6
-    on.cache.pool.check_integrity([])
+    assert len(on) == 0 and on.cache.pools[0].num_free == 6
+    on.cache.pools[0].check_integrity([])
 
 
 # ---- the pool's own guards -------------------------------------------------------------------------------------------
@@ -372,10 +372,10 @@ def test_blank_blocks_are_taken_first_then_the_least_recently_used_and_a_prefix_
         on.add(one := sequence("A", tokens))
         for _ in tokens:
             on.commit(on.schedule())
-        found += one.table.blocks
+        found += one.table.of(0)
         on.remove(one)
     head, tail, last = found
-    pool = on.cache.pool
+    pool = on.cache.pools[0]
     assert pool.num_cached == 3 and pool.num_free == 5
     assert set(take(pool, 2)).isdisjoint(found)
     assert take(pool, 3) == [tail, head, last]
@@ -390,8 +390,8 @@ def test_a_sequence_counts_what_was_asked_and_what_was_answered() -> None:
 
 def test_capacity_is_counted_in_tokens() -> None:
     cache = scheduler(blocks=3, block_size=5).cache
-    assert cache.capacity == 15
-    assert [cache.blocks_for(n) for n in (0, 1, 5, 6)] == [0, 1, 1, 2]
+    assert cache.longest(chunk=4, limit=100) == 15 and cache.longest(chunk=4, limit=7) == 7
+    assert [cache.groups[0].blocks_for(n, 5) for n in (0, 1, 5, 6)] == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,32 @@
 Shapes: T tokens of the step, ragged over its S sequences; R rows whose output is wanted; B blocks of the longest table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "Pages", "Slots"]
+
+
+@dataclass(slots=True)
+class Pages:
+    """Where the tokens of one group of layers are kept."""
+
+    #: [S, B] int32; what lies beyond a sequence's end, or slid out of its window, is any number.
+    blocks: Tensor
+    #: [T] int64, where each token of this step goes: block x block size + offset
+    slots: Tensor
+
+
+@dataclass(slots=True)
+class Slots:
+    """Where sequences' states of one group of layers are kept; a step reads one slot and writes another, [S] int64."""
+
+    read: Tensor
+    write: Tensor
+    #: [S] bool, sequences that have no state yet
+    fresh: Tensor
 
 
 @dataclass(slots=True)
@@ -19,15 +39,15 @@ class Batch:
     token_ids: Tensor
     #: [T] int64, each token's place in its own sequence
     positions: Tensor
-    #: [T] int64, where each token's keys and values go: block x block size + offset
-    slots: Tensor
     #: [S + 1] int32, where each sequence's tokens start in the step
     query_starts: Tensor
     #: [S] int32, tokens of each sequence that attention sees, this step's included
     context_lens: Tensor
-    #: [S, B] int32, padded with 0
-    block_tables: Tensor
     #: [R] int64, rows of the T whose hidden states leave the model; None: all of them
     output_rows: Tensor | None
-    #: The paged keys and values of each caching layer of this rank, each [blocks, kv heads, block size, head size].
-    caches: Sequence[tuple[Tensor, Tensor]]
+    #: By group of layers that keep alike, where it keeps: every token, or a state for each sequence.
+    pages: Mapping[int, Pages]
+    states: Mapping[int, Slots]
+    #: For each layer of this rank that keeps something, the tensors: keys and values are [blocks, heads, block size,
+    #: head size] each.
+    caches: Sequence[tuple[Tensor, ...]]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bestiary import hub, registry
 from bestiary.architecture import Task
-from bestiary.cache import BlockPool, BlockTable, PagedCache
+from bestiary.cache import BlockTable, PagedCache
 from bestiary.cache.tables import root_key
 from bestiary.checkpoint import ConfigFile, generation
 from bestiary.config import EngineConfig
@@ -88,11 +88,11 @@ class Engine:
     ) -> None:
         self.config, self.executor, self.tokenizer = config, executor, tokenizer
         self._end_ids = [end for end in end_ids if 0 <= end < executor.vocabulary]  # a config may name others
-        pool = BlockPool(executor.num_blocks, executor.block_size)
-        cache = PagedCache(pool, share_prefixes=config.enable_prefix_caching)
-        if executor.max_model_len > cache.capacity:
+        cache = PagedCache(executor.groups, executor.block_size, share_prefixes=config.enable_prefix_caching)
+        holds = cache.longest(config.max_num_batched_tokens, executor.max_model_len)
+        if executor.max_model_len > holds:
             raise EngineError(
-                f"the executor promises contexts of {executor.max_model_len} tokens, its cache holds {cache.capacity}"
+                f"the executor promises contexts of {executor.max_model_len} tokens, its cache holds {holds}"
             )
         self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens)
         self._requests: dict[str, _Request] = {}
@@ -321,7 +321,7 @@ class Engine:
         sequences = list(self.scheduler)
         if len(sequences) != len(self._answers) or set(sequences) != self._answers.keys():
             raise EngineError("the scheduler and the engine know different sequences")
-        self.scheduler.cache.pool.check_integrity(s.table.blocks for s in sequences)
+        self.scheduler.cache.check_integrity(s.table for s in sequences)
 
     def close(self) -> None:
         """End everything and let the model go."""

@@ -3,7 +3,7 @@
 Every pass is one function over the tree, and `build` is their fixed order. None of them is called by a plugin.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from math import prod
 from typing import Any, Protocol, cast
@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from bestiary.architecture import Architecture
-from bestiary.blocks import Attention, Decoder, Leaf, PagedKV, Rope
+from bestiary.blocks import Decoder, Kept, Leaf, Mixer, Rope
 from bestiary.blocks.leaf import Block
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
 from bestiary.errors import ConfigUnsupported, PluginBroken
 from bestiary.parallel import Mesh
 
-__all__ = ["ModelModule", "build", "choose_dtype", "describe", "keeps", "model_module", "num_parameters"]
+__all__ = ["ModelModule", "build", "choose_dtype", "describe", "keeps", "kinds", "model_module", "num_parameters"]
 
 
 class ModelModule(Protocol):
@@ -88,13 +88,18 @@ def num_parameters(model: Decoder) -> int:
     return sum(prod(shape) for _, leaf in _leaves(model) for shape in leaf.shapes().values())
 
 
-def keeps(model: Decoder) -> list[PagedKV]:
+def keeps(model: Decoder) -> list[Kept]:
     """What each caching layer of this rank keeps, in the order of the batch's caches."""
     return [mixer.keeps for mixer in _mixers(model)]
 
 
-def _mixers(model: Decoder) -> Iterator[Attention]:
-    return (block for block in model.modules() if isinstance(block, Attention))
+def kinds(kept: Iterable[Kept]) -> list[tuple[int | None, int | None]]:
+    """The groups of layers whose tables are alike, as (window, fixed blocks); a mixer's group is its place."""
+    return list(dict.fromkeys((layer.window, layer.fixed) for layer in kept))
+
+
+def _mixers(model: Decoder) -> Iterator[Mixer]:
+    return (block for block in model.modules() if isinstance(block, Mixer))
 
 
 def _leaves(model: Decoder) -> Iterator[tuple[str, Leaf]]:
@@ -129,8 +134,9 @@ def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
 
 
 def _number_caches(model: Decoder) -> None:
+    groups = kinds(keeps(model))
     for slot, mixer in enumerate(_mixers(model)):
-        mixer.slot = slot
+        mixer.slot, mixer.group = slot, groups.index((mixer.keeps.window, mixer.keeps.fixed))
 
 
 def _lay_out_angles(model: Decoder, length: int, device: torch.device) -> None:

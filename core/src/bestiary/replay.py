@@ -6,12 +6,12 @@ each, always runs the same kernels on the same memory; only what lies in its inp
 
 from array import array
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from bestiary.batch import Batch
+from bestiary.batch import Batch, Pages
 from bestiary.blocks import Decoder
 from bestiary_kernels import Arena, Tape
 from bestiary_kernels.linear import MOST_ROWS
@@ -31,14 +31,17 @@ class _DecodeRow(Protocol):
         """Its position."""
 
     @property
-    def blocks(self) -> Sequence[int]:
-        """The sequence's cache."""
+    def blocks(self) -> Sequence[Sequence[int]]:
+        """The sequence's cache, by group of layers."""
 
 
 class Replays:
     """A recording for each number of rows, made when it is first needed."""
 
-    def __init__(self, model: Decoder, caches: Sequence[tuple[Tensor, Tensor]], block_size: int, longest: int) -> None:
+    #: The groups of layers of models that can be recorded: one, that keeps every token.
+    KINDS: ClassVar[list[tuple[int | None, int | None]]] = [(None, None)]
+
+    def __init__(self, model: Decoder, caches: Sequence[tuple[Tensor, ...]], block_size: int, longest: int) -> None:
         self._model, self._caches, self._block_size = model, caches, block_size
         self._most_blocks = -(-longest // block_size)
         self._steps: dict[int, _Step | None] = {}
@@ -71,7 +74,7 @@ class Replays:
 class _Step:
     """The input of a step of `n` rows, in memory that stays where it is."""
 
-    def __init__(self, n: int, most_blocks: int, block_size: int, caches: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, n: int, most_blocks: int, block_size: int, caches: Sequence[tuple[Tensor, ...]]) -> None:
         self.tape: Tape | None = None
         self._block_size, self._most_blocks = block_size, most_blocks
         self._tokens, self._positions, self._slots = (array("q", [0] * n) for _ in range(3))
@@ -79,10 +82,15 @@ class _Step:
         self.batch = Batch(
             token_ids=torch.frombuffer(self._tokens, dtype=torch.int64),
             positions=torch.frombuffer(self._positions, dtype=torch.int64),
-            slots=torch.frombuffer(self._slots, dtype=torch.int64),
             query_starts=torch.arange(n + 1, dtype=torch.int32),
             context_lens=torch.frombuffer(self._lengths, dtype=torch.int32),
-            block_tables=torch.frombuffer(self._tables, dtype=torch.int32).view(n, most_blocks),
+            pages={
+                0: Pages(
+                    torch.frombuffer(self._tables, dtype=torch.int32).view(n, most_blocks),
+                    torch.frombuffer(self._slots, dtype=torch.int64),
+                )
+            },
+            states={},
             output_rows=None,
             caches=caches,
         )
@@ -90,7 +98,7 @@ class _Step:
     def write(self, rows: Sequence[_DecodeRow]) -> None:
         """Put the rows where the recorded kernels read them."""
         for i, row in enumerate(rows):
-            start, blocks = row.start, row.blocks
+            start, blocks = row.start, row.blocks[0]
             self._tokens[i], self._positions[i], self._lengths[i] = row.tokens[0], start, start + 1
             self._slots[i] = blocks[start // self._block_size] * self._block_size + start % self._block_size
             first = i * self._most_blocks

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bestiary import model
 from bestiary.architecture import Architecture
-from bestiary.batch import Batch
+from bestiary.batch import Batch, Pages, Slots
 from bestiary.cache import store
 from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
@@ -28,7 +28,8 @@ class StepRow:
 
     tokens: Sequence[int]
     start: int
-    blocks: Sequence[int]
+    #: By group of layers that keep alike.
+    blocks: Sequence[Sequence[int]]
     #: Set where the step reaches the last token, so that its successor is chosen.
     sampling: Row | None
     #: Where the prompt's log-probabilities are wanted: how many, and for each of `tokens` its successor in the prompt
@@ -61,12 +62,12 @@ class Runner:
         with Checkpoint.open(folder) as checkpoint:
             self._model = model.build(tree, names, checkpoint, dtype=dtype, device=self.device, length=longest)
         kept = model.keeps(self._model)
-        token_bytes = store.bytes_per_token(kept, dtype)
-        self.num_blocks = store.num_blocks(config, token_bytes, longest, self.device)
-        self.max_model_len = store.fit_length(config, tree.context, self.num_blocks)
-        self._caches = store.allocate(kept, self.num_blocks, self.block_size, dtype, self.device)
+        kinds = model.kinds(kept)
+        self.groups = store.groups(config, kept, kinds, dtype, longest, self.device)
+        self.max_model_len = store.fit_length(config, tree.context, self.groups)
+        self._caches = store.allocate(kept, kinds, self.groups, self.block_size, dtype, self.device)
         self._replays: Replays | None = None
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and kinds == Replays.KINDS:
             self._replays = Replays(self._model, self._caches, self.block_size, self.max_model_len)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
@@ -87,36 +88,45 @@ class Runner:
         """The step as tensors."""
         counts = [len(row.tokens) for row in rows]
         starts = [0, *accumulate(counts)]
-        longest = max(len(row.blocks) for row in rows)
-        tables = array("i")
-        for row in rows:
-            tables.extend(row.blocks)
-            tables.extend([0] * (longest - len(row.blocks)))
         flat_tokens, positions, outputs = array("q"), array("q"), array("q")
         for row, first, want in zip(rows, starts, wanted, strict=False):
             flat_tokens.extend(row.tokens)
             positions.extend(range(row.start, row.start + len(row.tokens)))
             outputs.extend(range(first + want.start, first + want.stop))
-        table_SB = torch.frombuffer(tables, dtype=torch.int32).view(len(rows), longest)
         position_T = torch.frombuffer(positions, dtype=torch.int64)
+        sequence_T = torch.repeat_interleave(torch.tensor(counts))
+        numbered = list(enumerate(self.groups))
         every = len(outputs) == len(flat_tokens)
         return Batch(
             token_ids=self._move(torch.frombuffer(flat_tokens, dtype=torch.int64)),
             positions=self._move(position_T),
-            slots=self._move(self._slots(table_SB, position_T, counts)),
             query_starts=self._move(torch.tensor(starts, dtype=torch.int32)),
             context_lens=self._move(
                 torch.tensor([row.start + n for row, n in zip(rows, counts, strict=True)], dtype=torch.int32)
             ),
-            block_tables=self._move(table_SB),
+            pages={g: self._pages(g, rows, position_T, sequence_T) for g, group in numbered if group.fixed is None},
+            states={g: self._states(g, rows) for g, group in numbered if group.fixed is not None},
             output_rows=None if every else self._move(torch.tensor(outputs, dtype=torch.int64)),
             caches=self._caches,
         )
 
-    def _slots(self, table_SB: Tensor, position_T: Tensor, counts: list[int]) -> Tensor:
-        """[T] where each token's keys and values go."""
-        sequence_T = torch.repeat_interleave(torch.tensor(counts))
-        return table_SB[sequence_T, position_T // self.block_size] * self.block_size + position_T % self.block_size
+    def _pages(self, group: int, rows: Sequence[StepRow], position_T: Tensor, sequence_T: Tensor) -> Pages:
+        """Tables of blocks, and where each token's keys and values go."""
+        longest = max(len(row.blocks[group]) for row in rows)
+        tables = array("i")
+        for row in rows:
+            tables.extend(row.blocks[group])
+            tables.extend([0] * (longest - len(row.blocks[group])))
+        table_SB = torch.frombuffer(tables, dtype=torch.int32).view(len(rows), longest)
+        size = self.block_size
+        slot_T = table_SB[sequence_T, position_T // size] * size + position_T % size
+        return Pages(self._move(table_SB), self._move(slot_T))
+
+    def _states(self, group: int, rows: Sequence[StepRow]) -> Slots:
+        """The slots that a step reads and writes, and whose state is only beginning."""
+        read, write = (torch.tensor([row.blocks[group][i] for row in rows]) for i in (0, 1))
+        fresh = torch.tensor([row.start == 0 for row in rows])
+        return Slots(self._move(read), self._move(write), self._move(fresh))
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)

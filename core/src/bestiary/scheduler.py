@@ -99,7 +99,7 @@ class Scheduler:
         for entry in plan:
             sequence = entry.sequence
             sequence.num_computed = entry.start + entry.count
-            self.cache.publish(sequence.table, sequence.tokens, sequence.num_computed)
+            self.cache.commit(sequence.table, sequence.tokens, sequence.num_computed)
 
     def _continue_running(self) -> tuple[list[Scheduled], bool]:
         """Chunks for the running, decodes before prefill so that a long prompt delays nobody's next token."""
@@ -112,15 +112,16 @@ class Scheduler:
             if sequence.num_computed == 0 and sequence not in self.running:
                 continue  # it yielded its blocks a moment ago
             count = min(sequence.num_pending, budget)
-            if self._reserve(sequence, sequence.num_computed + count):
+            if self._reserve(sequence, count):
                 plan.append(Scheduled(sequence, sequence.num_computed, count))
                 budget -= count
         still = set(map(id, self.running))
         return [s for s in plan if id(s.sequence) in still], len(self.running) < num_running
 
-    def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
+    def _reserve(self, sequence: Sequence, count: int) -> bool:
         """Make room, at the cost of those who came later; False when `sequence` itself had to yield."""
-        while not self.cache.reserve(sequence.table, num_tokens):
+        start = sequence.num_computed
+        while not self.cache.reserve(sequence.table, start, start + count):
             youngest = self.running[-1]
             self._preempt(youngest)
             if youngest is sequence:
@@ -141,7 +142,8 @@ class Scheduler:
             sequence = self.waiting[0]
             found = 0 if sequence.reads_prompt else self.cache.match(sequence.table, sequence.tokens)
             count = min(len(sequence.tokens) - found, budget)
-            if not self._has_room(sequence, found + count) or not self.cache.reserve(sequence.table, found + count):
+            # Leave each running sequence a block to grow into, or the newcomer would be preempted at once.
+            if not self.cache.reserve(sequence.table, found, found + count, spare=len(self.running)):
                 self.cache.release(sequence.table)
                 break
             sequence.num_computed = found
@@ -151,8 +153,3 @@ class Scheduler:
             plan.append(Scheduled(sequence, found, count))
             budget -= count
         return plan
-
-    def _has_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Leave each running sequence a block to grow into, or the newcomer would be preempted at once."""
-        missing = self.cache.blocks_for(num_tokens) - len(sequence.table.blocks)
-        return not self.running or missing + len(self.running) <= self.cache.pool.num_free

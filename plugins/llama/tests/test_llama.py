@@ -81,7 +81,7 @@ def logprobs(folder: Path, tokens: list[int], chunk: int, **settings: Any) -> to
     for start in range(0, len(tokens), chunk):
         piece = tokens[start : start + chunk]
         successors = tokens[start + 1 : start + chunk + 1]
-        row = StepRow(piece, start, blocks, None, prompt_logprobs=VOCABULARY, successors=successors)
+        row = StepRow(piece, start, [blocks], None, prompt_logprobs=VOCABULARY, successors=successors)
         for top in runner.execute([row])[0].prompt:
             found[at, top.token_ids] = torch.tensor(top.logprobs)
             at += 1
@@ -147,7 +147,7 @@ def test_sixteen_bit_weights_are_served_in_their_own_dtype(tmp_path: Path) -> No
     model.save_pretrained(tmp_path)
     runner = Runner(EngineConfig.resolve(model=str(tmp_path)), LLAMA, tmp_path)
     row = Row(SamplingParams(temperature=0), PROMPT.tolist(), len(PROMPT), 0)
-    choice = runner.execute([StepRow(PROMPT.tolist(), 0, [1, 2], row)])[0].choice
+    choice = runner.execute([StepRow(PROMPT.tolist(), 0, [[1, 2]], row)])[0].choice
     with torch.inference_mode():
         logits = model(PROMPT[None]).logits[0, -1].float()
     assert choice is not None

@@ -5,14 +5,14 @@ from torch import Tensor
 import bestiary_kernels as kernels
 from bestiary.batch import Batch
 from bestiary.blocks.kept import PagedKV
-from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Linear
+from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.rotary import Rope
 
 __all__ = ["Attention"]
 
 
-class Attention(Block):
+class Attention(Mixer):
     """Causal attention; query heads share heads of keys and values in groups (Ainslie 2023, arXiv 2305.13245)."""
 
     def __init__(
@@ -31,9 +31,6 @@ class Attention(Block):
         self.heads, self.kv_heads, self.head_dim, self.rope = heads, kv_heads, head_dim, rope
         self.scale = head_dim**-0.5 if scale is None else scale
         self.keeps = PagedKV(kv_heads, head_dim, head_dim)
-        #: Which of the batch's caches is this layer's; and the table of angles. Both are set when the tree is built.
-        self.slot = 0
-        self.angles: Tensor | None = None
         parts = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         self.qkv = Linear(width, parts, "column", unit=head_dim, bias=bias)
         self.out = Linear(heads * head_dim, width, "row", bias=out_bias)
@@ -43,10 +40,11 @@ class Attention(Block):
         qkv = self.qkv(x_TD).view(x_TD.shape[0], -1, self.head_dim)
         q, k, v = qkv.split_with_sizes((self.heads, self.kv_heads, self.kv_heads), 1)
         k_cache, v_cache = batch.caches[self.slot]
+        pages = batch.pages[self.group]
         interleaved = self.rope is not None and self.rope.interleaved
-        kernels.rotary_cache_write(q, k, v, self.angles, batch.positions, batch.slots, k_cache, v_cache, interleaved)
+        kernels.rotary_cache_write(q, k, v, self.angles, batch.positions, pages.slots, k_cache, v_cache, interleaved)
         mixed = kernels.paged_attention(
-            q, k_cache, v_cache, batch.block_tables, batch.query_starts, batch.context_lens, self.scale
+            q, k_cache, v_cache, pages.blocks, batch.query_starts, batch.context_lens, self.scale
         )
         y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
         return y_TD

@@ -1,6 +1,10 @@
-"""The tensors behind the blocks, and how many blocks the machine has room for. Knows layers by what they keep."""
+"""The tensors behind the blocks, and how many blocks the machine has room for. Knows layers by what they keep.
+
+Memory is shared out so that each group has room for as many sequences of full length as the others.
+"""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from mmap import mmap
 from pathlib import Path
@@ -8,62 +12,97 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bestiary.blocks import PagedKV
+from bestiary.blocks import Kept
+from bestiary.cache.groups import CacheGroup, longest
 from bestiary.config import EngineConfig
 from bestiary.errors import SettingError
 
-__all__ = ["allocate", "bytes_per_token", "fit_length", "free_memory", "num_blocks"]
+__all__ = ["allocate", "bytes_per_sequence", "bytes_per_token", "fit_length", "free_memory", "groups"]
+
+_Kind = tuple[int | None, int | None]
 
 #: The part of a CPU machine's free memory that the cache takes where nothing else is asked. Pages cost nothing until
 #: they are written, so this is a limit and not what is used.
 _CPU_SHARE = 0.25
 
 
-def bytes_per_token(kept: Sequence[PagedKV], dtype: torch.dtype) -> int:
-    """What one token takes in all layers."""
-    return sum(layer.bytes_per_token(dtype.itemsize) for layer in kept)
+def bytes_per_token(kept: Sequence[Kept], dtype: torch.dtype) -> int:
+    """What one token takes in all layers that keep tokens."""
+    return sum(_block_bytes(layer, 1, dtype) for layer in kept if layer.fixed is None)
 
 
-def num_blocks(config: EngineConfig, token_bytes: int, longest: int, device: torch.device) -> int:
-    """Blocks of the cache: what was asked for, else what fits, and never more than all seats could fill."""
+def bytes_per_sequence(kept: Sequence[Kept], dtype: torch.dtype) -> int:
+    """What one sequence takes in all layers that keep a state."""
+    return sum(layer.fixed * _block_bytes(layer, 1, dtype) for layer in kept if layer.fixed is not None)
+
+
+def _block_bytes(layer: Kept, block_size: int, dtype: torch.dtype) -> int:
+    itemsize = {False: dtype.itemsize, True: torch.float32.itemsize}
+    return sum(prod(room.shape) * itemsize[room.exact] for room in layer.rooms(1, block_size))
+
+
+def groups(
+    config: EngineConfig,
+    kept: Sequence[Kept],
+    kinds: Sequence[_Kind],
+    dtype: torch.dtype,
+    length: int,
+    device: torch.device,
+) -> tuple[CacheGroup, ...]:
+    """The groups with their blocks: what was asked for, else what fits, and never more than all seats could fill.
+
+    `kinds` are the groups, `length` is the longest sequence. Raises SettingError where there is no room for a block.
+    """
+    seats, chunk, size = config.max_num_seqs, config.max_num_batched_tokens, config.block_size
+    plain = [CacheGroup(0, *kind) for kind in kinds]
+    held = [group.most_held(length, chunk, size) for group in plain]
     if config.num_gpu_blocks_override is not None:
-        return config.num_gpu_blocks_override
-    size = config.kv_cache_memory_bytes or _share_of_free(config, device)
-    block_bytes = max(token_bytes, 1) * config.block_size
-    useful = config.max_num_seqs * -(-longest // config.block_size)
-    blocks = min(size // block_bytes, useful)
-    if blocks < 1:
+        override = config.num_gpu_blocks_override
+        return tuple(
+            replace(group, num_blocks=override if group.fixed is None else seats * group.fixed) for group in plain
+        )
+    layers = [[layer for layer in kept if (layer.window, layer.fixed) == kind] for kind in kinds]
+    block_bytes = [sum(_block_bytes(layer, size, dtype) for layer in some) for some in layers]
+    memory = config.kv_cache_memory_bytes or _share_of_free(config, device)
+    whole = sum(count * each for count, each in zip(held, block_bytes, strict=True))
+    found = [min(memory * count // max(whole, 1), seats * count) for count in held]
+    if any(blocks < (group.fixed or 1) for blocks, group in zip(found, plain, strict=True)):
         raise SettingError(
-            f"the cache would have {size} bytes, and one block takes {block_bytes}: "
+            f"the cache would have {memory} bytes, and one block takes {sum(block_bytes)}: "
             "raise kv_cache_memory_bytes, or free memory on the device"
         )
-    return blocks
+    return tuple(replace(group, num_blocks=blocks) for group, blocks in zip(plain, found, strict=True))
 
 
-def fit_length(config: EngineConfig, context: int, blocks: int) -> int:
+def fit_length(config: EngineConfig, context: int, found: Sequence[CacheGroup]) -> int:
     """The longest context that can be served: what was asked for, if it fits, else what model and cache allow."""
-    room = blocks * config.block_size
-    if config.max_model_len is None:
-        return min(context, room)
-    if config.max_model_len > context:
-        raise SettingError(f"max_model_len={config.max_model_len}: the model was made for {context} tokens")
-    if config.max_model_len > room:
+    wanted = context if config.max_model_len is None else config.max_model_len
+    if wanted > context:
+        raise SettingError(f"max_model_len={wanted}: the model was made for {context} tokens")
+    room = longest(found, config.max_num_batched_tokens, config.block_size, wanted)
+    if config.max_model_len is not None and room < wanted:
         raise SettingError(
-            f"max_model_len={config.max_model_len}: the cache holds {room} tokens; "
-            "lower it, or raise kv_cache_memory_bytes"
+            f"max_model_len={wanted}: the cache holds {room} tokens; lower it, or raise kv_cache_memory_bytes"
         )
-    return config.max_model_len
+    return room
 
 
 def allocate(
-    kept: Sequence[PagedKV], blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
-) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values of every layer, [blocks, heads, block size, head size] each, zeroed."""
+    kept: Sequence[Kept],
+    kinds: Sequence[_Kind],
+    found: Sequence[CacheGroup],
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[tuple[Tensor, ...]]:
+    """The tensors of every layer, zeroed."""
 
-    def room(layer: PagedKV, dim: int) -> Tensor:
-        return _zeros((blocks, layer.heads, block_size, dim), dtype, device)
+    def tensors(layer: Kept) -> tuple[Tensor, ...]:
+        blocks = found[kinds.index((layer.window, layer.fixed))].num_blocks
+        rooms = layer.rooms(blocks, block_size)
+        return tuple(_zeros(room.shape, torch.float32 if room.exact else dtype, device) for room in rooms)
 
-    return [(room(layer, layer.k_dim), room(layer, layer.v_dim)) for layer in kept]
+    return [tensors(layer) for layer in kept]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

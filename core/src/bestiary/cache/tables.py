@@ -1,18 +1,22 @@
 """Block tables: which blocks hold a sequence's tokens, and which of them another sequence has filled already.
 
-Knows nothing of scheduling or tensors. A table's tokens lie in three half-open regions:
+Knows nothing of scheduling or tensors. A table has a list of blocks for each group of layers. Its tokens lie in three
+half-open regions:
 
     [0, published)      full blocks that anybody may find; never written again
     [published, used)   blocks of this table alone, being filled
     [used, ...)         not stored
+
+Where a group has a window, blocks that no later token can see are given back and stand as GONE.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from struct import pack
 
 from bestiary.cache.blocks import BlockPool
+from bestiary.cache.groups import GONE, CacheGroup, longest
 
 __all__ = ["BlockTable", "PagedCache", "root_key"]
 
@@ -29,28 +33,36 @@ def _digest(tag: bytes, *parts: bytes) -> bytes:
 
 @dataclass(slots=True)
 class BlockTable:
-    """The blocks of one sequence, in order, and the keys of those that were hashed."""
+    """The blocks of one sequence, in order and by group, and the keys of those that were hashed."""
 
     root: bytes
-    blocks: list[int] = field(default_factory=list)
+    #: One list for each group; none at all while nothing is stored.
+    blocks: list[list[int]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     published: int = 0
+
+    def of(self, group: int) -> Sequence[int]:
+        """The blocks of one group."""
+        return self.blocks[group] if self.blocks else ()
 
 
 class PagedCache:
     """The cache as the scheduler sees it: can these tokens be stored, and how many are here already."""
 
-    def __init__(self, pool: BlockPool, *, share_prefixes: bool) -> None:
-        self.pool, self._share = pool, share_prefixes
+    def __init__(self, groups: Sequence[CacheGroup], block_size: int, *, share_prefixes: bool) -> None:
+        self.groups, self.block_size = groups, block_size
+        self.pools = [BlockPool(group.num_blocks, block_size) for group in groups]
+        # A state is the sum of all that came before: no part of it belongs to a prefix alone.
+        self._share = share_prefixes and all(group.fixed is None for group in groups)
 
     @property
-    def capacity(self) -> int:
-        """Tokens that the whole cache holds."""
-        return self.pool.num_blocks * self.pool.block_size
+    def is_empty(self) -> bool:
+        """Nobody holds a block."""
+        return all(pool.num_free == pool.num_blocks for pool in self.pools)
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that this many tokens fill."""
-        return -(-num_tokens // self.pool.block_size)
+    def longest(self, chunk: int, limit: int) -> int:
+        """The longest sequence, up to `limit` tokens, that fits when alone and computed `chunk` tokens a step."""
+        return longest(self.groups, chunk, self.block_size, limit)
 
     def match(self, table: BlockTable, tokens: Sequence[int]) -> int:
         """Fill an empty table with the blocks that hold a prefix of `tokens`; return the number of tokens they hold.
@@ -59,46 +71,116 @@ class PagedCache:
         """
         if not self._share:
             return 0
-        for index in range((len(tokens) - 1) // self.pool.block_size):
-            key = self._key(table, tokens, index)
-            block = self.pool.find(key, self._tokens_of(tokens, index))
-            if block is None:
-                break
-            self.pool.hold(block)
-            table.blocks.append(block)
-        table.published = len(table.blocks)
-        return table.published * self.pool.block_size
+        found = self._find(table, tokens)
+        if count := self._usable(found):
+            size = self.block_size
+            for group, pool, blocks in zip(self.groups, self.pools, found, strict=True):
+                first = group.first_needed(count * size, size)
+                kept = [block for block in blocks[first:count] if block is not None]
+                for block in kept:
+                    pool.hold(block)
+                table.blocks.append([GONE] * first + kept)
+        table.published = count
+        return count * self.block_size
 
-    def reserve(self, table: BlockTable, num_tokens: int) -> bool:
-        """Make room for `num_tokens` in total. False, and nothing changed, when there are not enough free blocks."""
-        missing = self.blocks_for(num_tokens) - len(table.blocks)
-        if missing > 0:
-            taken = self.pool.take(missing)
-            if taken is None:
+    def _find(self, table: BlockTable, tokens: Sequence[int]) -> list[list[int | None]]:
+        """For each group the block of each full block of tokens, as far as every group without a window has it."""
+        found: list[list[int | None]] = [[] for _ in self.groups]
+        for index in range((len(tokens) - 1) // self.block_size):
+            key, content = self._key(table, tokens, index), self._tokens_of(tokens, index)
+            here = [pool.find(key, content) for pool in self.pools]
+            if any(block is None and group.window is None for block, group in zip(here, self.groups, strict=True)):
+                break
+            for blocks, block in zip(found, here, strict=True):
+                blocks.append(block)
+        return found
+
+    def _usable(self, found: list[list[int | None]]) -> int:
+        """The most blocks of tokens after which every group still has all that the next token sees."""
+        size, best = self.block_size, 0
+        runs = [0] * len(self.groups)  # how many blocks without a gap end here
+        for count in range(1, len(found[0]) + 1):
+            for g, blocks in enumerate(found):
+                runs[g] = runs[g] + 1 if blocks[count - 1] is not None else 0
+            if all(
+                run >= count - group.first_needed(count * size, size)
+                for run, group in zip(runs, self.groups, strict=True)
+            ):
+                best = count
+        return best
+
+    def reserve(self, table: BlockTable, start: int, end: int, *, spare: int = 0) -> bool:
+        """Make room for tokens `start` to `end`, and give back what no token from `start` on sees.
+
+        False, and no block taken, where there are not enough, with `spare` blocks left in each pool that grows.
+        """
+        table.blocks = table.blocks or [[] for _ in self.groups]
+        self._slide(table, start)
+        size = self.block_size
+        wanted = [
+            group.blocks_for(end, size) - len(blocks) for group, blocks in zip(self.groups, table.blocks, strict=True)
+        ]
+        for group, pool, missing in zip(self.groups, self.pools, wanted, strict=True):
+            if missing > 0 and missing + (0 if group.fixed else spare) > pool.num_free:
                 return False
-            table.blocks.extend(taken)
+        for g, (pool, missing) in enumerate(zip(self.pools, wanted, strict=True)):
+            taken = pool.take(missing) if missing > 0 else []
+            if taken is None:
+                for blocks, other, count in zip(table.blocks[:g], self.pools, wanted, strict=False):
+                    self._give_back(other, blocks, count)
+                return False
+            table.blocks[g].extend(taken)
         return True
 
-    def publish(self, table: BlockTable, tokens: Sequence[int], num_computed: int) -> None:
-        """Let others find the blocks that are full now. Call it only when the step that filled them has ended well."""
-        if not self._share:
-            return
-        for index in range(table.published, num_computed // self.pool.block_size):
-            self.pool.publish(table.blocks[index], self._key(table, tokens, index), self._tokens_of(tokens, index))
+    @staticmethod
+    def _give_back(pool: BlockPool, blocks: list[int], count: int) -> None:
+        """Undo the taking of `count` blocks."""
+        for _ in range(max(count, 0)):
+            pool.drop([blocks.pop()])
+
+    def _slide(self, table: BlockTable, start: int) -> None:
+        """Give back the blocks that tokens from `start` on do not see."""
+        for group, pool, blocks in zip(self.groups, self.pools, table.blocks, strict=True):
+            for index in range(group.first_needed(start, self.block_size) - 1, -1, -1):
+                if blocks[index] == GONE:
+                    break
+                pool.drop([blocks[index]])
+                blocks[index] = GONE
+
+    def commit(self, table: BlockTable, tokens: Sequence[int], num_computed: int) -> None:
+        """The step that computed the tokens up to `num_computed` ended well: others may find what is full now.
+
+        A state was read from one of its blocks and written to the other, so that a step that fails can be repeated.
+        """
+        for group, blocks in zip(self.groups, table.blocks, strict=True):
+            if group.fixed is not None:
+                blocks.reverse()
+        for index in range(table.published, num_computed // self.block_size if self._share else 0):
+            key, content = self._key(table, tokens, index), self._tokens_of(tokens, index)
+            for pool, blocks in zip(self.pools, table.blocks, strict=True):
+                pool.publish(blocks[index], key, content)
             table.published = index + 1
 
     def forget(self, table: BlockTable) -> None:
         """Let nobody find this table's blocks any more: what they hold turned out to be wrong."""
-        self.pool.forget(table.blocks)
+        for pool, blocks in zip(self.pools, table.blocks, strict=False):
+            pool.forget(blocks)
 
     def release(self, table: BlockTable) -> None:
         """Give all blocks back; the table is empty afterwards and may be used again."""
-        self.pool.drop(reversed(table.blocks))
+        for pool, blocks in zip(self.pools, table.blocks, strict=False):
+            pool.drop(block for block in reversed(blocks) if block != GONE)
         table.blocks.clear()
         table.published = 0
 
+    def check_integrity(self, tables: Iterable[BlockTable]) -> None:
+        """Raise EngineError unless the pools' books agree with the tables of all holders."""
+        held = list(tables)
+        for g, pool in enumerate(self.pools):
+            pool.check_integrity([block for block in table.of(g) if block != GONE] for table in held)
+
     def _tokens_of(self, tokens: Sequence[int], index: int) -> Sequence[int]:
-        size = self.pool.block_size
+        size = self.block_size
         return tokens[index * size : (index + 1) * size]
 
     def _key(self, table: BlockTable, tokens: Sequence[int], index: int) -> bytes:

@@ -48,6 +48,7 @@ class _Facts:
     dtype: str
     weight_bytes: int
     kv_bytes_per_token: int
+    state_bytes_per_sequence: int
     context_length: int
     layers: int
     vocabulary_size: int
@@ -87,7 +88,8 @@ def _facts(config: EngineConfig, folder: Path) -> _Facts:
     tree, _ = model.describe(architecture, file)
     dtype = model.choose_dtype(config.dtype, file)
     weight_bytes = model.num_parameters(tree) * dtype.itemsize
-    token_bytes = store.bytes_per_token(model.keeps(tree), dtype)
+    kept = model.keeps(tree)
+    token_bytes, state_bytes = store.bytes_per_token(kept, dtype), store.bytes_per_sequence(kept, dtype)
     device = choose_device(config.device)
     return _Facts(
         model=config.model,
@@ -101,11 +103,12 @@ def _facts(config: EngineConfig, folder: Path) -> _Facts:
         dtype=str(dtype).removeprefix("torch."),
         weight_bytes=weight_bytes,
         kv_bytes_per_token=token_bytes,
+        state_bytes_per_sequence=state_bytes,
         context_length=tree.context,
         layers=tree.layers.count,
         vocabulary_size=tree.embed.vocabulary,
         chat_template=ChatTemplate.load(folder) is not None,
-        memory=_fit(device, store.free_memory(device), weight_bytes, token_bytes, tree.context),
+        memory=_fit(device, store.free_memory(device), weight_bytes, token_bytes, state_bytes, tree.context),
     )
 
 
@@ -116,10 +119,12 @@ def _plugin(file: ConfigFile, names: tuple[str, ...], config: EngineConfig) -> I
     return registry.find(next(found for found in file.architectures if found in names), config.plugin)
 
 
-def _fit(device: torch.device, free: int, weight_bytes: int, token_bytes: int, context: int) -> _Fit:
+def _fit(device: torch.device, free: int, weight_bytes: int, token_bytes: int, state_bytes: int, context: int) -> _Fit:
+    """Windows are not counted on: what they save depends on how prompts are cut."""
     left = max(0, free - weight_bytes)
-    tokens = left // max(token_bytes, 1)
-    return _Fit(str(device), free, left, tokens, min(context, tokens), tokens // context)
+    tokens = max(0, left - state_bytes) // max(token_bytes, 1)
+    sequences = left // max(token_bytes * context + state_bytes, 1)
+    return _Fit(str(device), free, left, tokens, min(context, tokens), sequences)
 
 
 def _lines(facts: _Facts) -> list[tuple[str, str]]:
@@ -136,6 +141,11 @@ def _lines(facts: _Facts) -> list[tuple[str, str]]:
         ("vocabulary", f"{facts.vocabulary_size:,} tokens"),
         ("context", f"{facts.context_length:,} tokens"),
         ("cache", f"{size(facts.kv_bytes_per_token)} per token"),
+        *(
+            [("state", f"{size(facts.state_bytes_per_sequence)} per sequence")]
+            if facts.state_bytes_per_sequence
+            else []
+        ),
         ("", ""),
         (f"memory of {fit.device}", f"{size(fit.free_bytes)} free"),
         *_fit_lines(facts),

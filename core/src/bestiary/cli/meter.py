@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from bestiary.blocks import Attention
+from bestiary.cache import store
 from bestiary.model import keeps, num_parameters
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class Costs:
             weight_bytes=read * dtype.itemsize,
             body_parameters=read - table,
             head_parameters=table,
-            kv_bytes=sum(layer.bytes_per_token(dtype.itemsize) for layer in keeps(tree)),
-            attention_flops=sum(2 * m.heads * (m.keeps.k_dim + m.keeps.v_dim) for m in mixers),
+            kv_bytes=store.bytes_per_token(keeps(tree), dtype),
+            attention_flops=sum(4 * m.heads * m.head_dim for m in mixers),
         )
 
 
@@ -76,7 +77,7 @@ class Meter:
     def __init__(self, executor: Executor, costs: Costs) -> None:
         self._executor, self._costs = executor, costs
         self.vocabulary, self.max_model_len = executor.vocabulary, executor.max_model_len
-        self.num_blocks, self.block_size = executor.num_blocks, executor.block_size
+        self.groups, self.block_size = executor.groups, executor.block_size
         self.steps: list[Step] = []
         self._last = 0.0
 

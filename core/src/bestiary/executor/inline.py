@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from bestiary.cache import CacheGroup
 from bestiary.runner import Runner, StepResult, StepRow
 
 __all__ = ["InlineExecutor"]
@@ -13,7 +14,8 @@ class InlineExecutor:
     def __init__(self, runner: Runner) -> None:
         self._runner: Runner | None = runner
         self.vocabulary = runner.vocabulary
-        self.num_blocks, self.block_size = runner.num_blocks, runner.block_size
+        self.groups: Sequence[CacheGroup] = runner.groups
+        self.block_size = runner.block_size
         self.max_model_len = runner.max_model_len
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from bestiary.cache import CacheGroup
 from bestiary.runner import StepResult, StepRow
 
 __all__ = ["Executor"]
@@ -13,8 +14,8 @@ class Executor(Protocol):
 
     #: Token ids end below this.
     vocabulary: int
-    #: Blocks of the cache, and tokens of each.
-    num_blocks: int
+    #: The groups of layers that keep alike, each with its blocks; and tokens of a block.
+    groups: Sequence[CacheGroup]
     block_size: int
     #: The longest context, in tokens; the cache has room for it.
     max_model_len: int
@@ -22,8 +23,9 @@ class Executor(Protocol):
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step; a result for each row, in order.
 
-        Keys and values of the rows' tokens are in the cache afterwards. Running the same rows again, alone or
-        together, is safe: after a step that raised, the caller may try the rows one by one.
+        Keys and values of the rows' tokens are in the cache afterwards; a state is read from the first block of its
+        group and written to the second. So running the same rows again, alone or together, is safe: after a step
+        that raised, the caller may try the rows one by one.
         """
 
     def close(self) -> None:

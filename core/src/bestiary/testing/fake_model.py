@@ -12,6 +12,7 @@ from hashlib import blake2b
 from struct import pack
 from typing import NamedTuple
 
+from bestiary.cache import CacheGroup
 from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs
@@ -20,6 +21,7 @@ __all__ = ["Expected", "FakeExecutor", "expected_answer", "expected_prompt_logpr
 
 _NEVER_WRITTEN, _NAN = -1, -2
 _TOKEN_BYTES = 8
+_SPOILED = pack("<q", _NAN)
 
 #: Called at each step when the rows' tokens are in the memory. It may raise, which fails the step, or return the
 #: numbers of rows whose keys, values and logits become NaN.
@@ -27,7 +29,11 @@ Fault = Callable[[Sequence[StepRow]], Collection[int]]
 
 
 class FakeExecutor:
-    """An Executor over `num_blocks` blocks of `block_size` token ids each."""
+    """An Executor over `num_blocks` blocks of `block_size` token ids each, or over several groups of blocks.
+
+    Of a group with a window the next token sees the last so many tokens; of one with a state a hash of all of them,
+    which is carried from one slot to the other.
+    """
 
     def __init__(
         self,
@@ -37,14 +43,17 @@ class FakeExecutor:
         vocabulary: int = 256,
         max_model_len: int | None = None,
         fault: Fault | None = None,
+        groups: Sequence[CacheGroup] = (),
     ) -> None:
-        self.num_blocks, self.block_size, self.vocabulary = num_blocks, block_size, vocabulary
+        self.groups = tuple(groups) or (CacheGroup(num_blocks),)
+        self.block_size, self.vocabulary = block_size, vocabulary
         self.max_model_len = max_model_len or num_blocks * block_size
         self.fault = fault
         #: Steps that were asked for, those that failed included.
         self.num_steps = 0
-        self._memory = array("q", [_NEVER_WRITTEN]) * (num_blocks * block_size)
-        self._bytes = memoryview(self._memory).cast("B")
+        self._memories = [array("q", [_NEVER_WRITTEN]) * (group.num_blocks * block_size) for group in self.groups]
+        self._bytes = [memoryview(memory).cast("B") for memory in self._memories]
+        self._states = [[b"never written"] * group.num_blocks for group in self.groups]
         self._is_spoiled = False
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
@@ -69,15 +78,28 @@ class FakeExecutor:
             raise
 
     def _write(self, row: StepRow, values: Sequence[int]) -> None:
-        size, blocks, memory = self.block_size, row.blocks, self._memory
-        for position, value in enumerate(values, row.start):
-            memory[blocks[position // size] * size + position % size] = value
+        size = self.block_size
+        for group, blocks, memory, states in zip(self.groups, row.blocks, self._memories, self._states, strict=True):
+            if group.fixed is not None:
+                before = states[blocks[0]] if row.start else b""
+                states[blocks[1]] = _state(before, array("q", values).tobytes())
+                continue
+            for position, value in enumerate(values, row.start):
+                memory[blocks[position // size] * size + position % size] = value
 
     def _read(self, row: StepRow, num_tokens: int) -> bytes:
-        """The first `num_tokens` tokens of a row's context as the block table finds them."""
-        width = self.block_size * _TOKEN_BYTES
-        found = b"".join([self._bytes[block * width : (block + 1) * width] for block in row.blocks])
-        return found[: num_tokens * _TOKEN_BYTES]
+        """What the first `num_tokens` tokens of a row's context have left, as the block tables find it."""
+        width, found = self.block_size * _TOKEN_BYTES, b""
+        for group, blocks, memory, states in zip(self.groups, row.blocks, self._bytes, self._states, strict=True):
+            if group.fixed is not None:
+                found += states[blocks[1]]
+                continue
+            first = 0 if group.window is None else max(0, num_tokens - group.window)
+            seen = blocks[first // self.block_size :]
+            tokens = b"".join([memory[block * width : (block + 1) * width] for block in seen])
+            skipped = first // self.block_size * self.block_size
+            found += _view(group, tokens[: (num_tokens - skipped) * _TOKEN_BYTES], num_tokens)
+        return found
 
     def _result(self, row: StepRow) -> StepResult:
         result = StepResult()
@@ -120,6 +142,7 @@ def expected_answer(
     max_model_len: int,
     end_ids: Sequence[int] = (),
     index: int = 0,
+    groups: Sequence[CacheGroup] = (CacheGroup(0),),
 ) -> Expected:
     """What an engine over a FakeExecutor must answer: computed from prompt and parameters alone.
 
@@ -131,7 +154,7 @@ def expected_answer(
     limit = max_model_len - len(prompt_ids)
     limit = limit if params.max_tokens is None else min(limit, params.max_tokens)
     for num_output in range(limit):
-        context = tokens.tobytes()
+        context = _context(tokens.tobytes(), groups)
         token = _next_token(context, params, (params.seed or 0) + index, num_output, ends, vocabulary)
         tokens.append(token)
         if params.logprobs is not None:
@@ -142,12 +165,33 @@ def expected_answer(
     return Expected(tokens[len(prompt_ids) :].tolist(), "length", None, logprobs)
 
 
-def expected_prompt_logprobs(prompt_ids: Sequence[int]) -> list[float]:
-    """What the same engine must say of a prompt's tokens from the second on."""
-    context = array("q", prompt_ids).tobytes()
-    return [
-        _logprobs(context[: place * _TOKEN_BYTES], prompt_ids[place]).logprobs[0] for place in range(1, len(prompt_ids))
-    ]
+def expected_prompt_logprobs(prompt_ids: Sequence[int], groups: Sequence[CacheGroup] = (CacheGroup(0),)) -> list[float]:
+    """What the same engine must say of a prompt's tokens from the second on; no group may have a state."""
+    tokens = array("q", prompt_ids).tobytes()
+    contexts = (_context(tokens[: place * _TOKEN_BYTES], groups) for place in range(1, len(prompt_ids)))
+    return [_logprobs(context, token).logprobs[0] for context, token in zip(contexts, prompt_ids[1:], strict=True)]
+
+
+def _context(tokens: bytes, groups: Sequence[CacheGroup]) -> bytes:
+    """What groups of layers have left of these tokens."""
+    num_tokens = len(tokens) // _TOKEN_BYTES
+    return b"".join(_state(b"", tokens) if group.fixed else _view(group, tokens, num_tokens) for group in groups)
+
+
+def _view(group: CacheGroup, tokens: bytes, num_tokens: int) -> bytes:
+    """What can be seen of tokens of which the last ones, at least, are there."""
+    if group.window is None:
+        return tokens
+    return pack("<q", num_tokens) + tokens[-min(group.window, num_tokens) * _TOKEN_BYTES :]
+
+
+def _state(before: bytes, tokens: bytes) -> bytes:
+    """The state after some more tokens: a hash over all of them in turn, however they are cut."""
+    for at in range(0, len(tokens), _TOKEN_BYTES):
+        token = tokens[at : at + _TOKEN_BYTES]
+        is_spoiled = token == pack("<q", _NAN) or before == _SPOILED
+        before = _SPOILED if is_spoiled else blake2b(before + token, digest_size=_TOKEN_BYTES).digest()
+    return before
 
 
 def _next_token(
