@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bestiary.checkpoint import Checkpoint, Interleaved, Names, Place, Split, Transpose, fill
+from bestiary.checkpoint import Checkpoint, Interleaved, Names, Place, Split, Stacked, Transpose, fill
 from bestiary.errors import CheckpointMalformed, PluginBroken, TensorMismatch
 
 
@@ -20,7 +20,7 @@ class Leaf:
     def __init__(self, inputs: int, *, unit: int = 1, bias: bool = False, experts: int = 0, **parts: int) -> None:
         self.parts, self.unit, self.inputs = parts, unit, inputs
         self.suffixes = ["weight", "bias"] if bias else ["weight"]
-        self.experts = experts
+        self.experts = self.stack = experts
         self.filled: dict[tuple[str | None, str, int | None], Tensor] = {}
 
     def expected(self) -> Iterable[Place]:
@@ -264,3 +264,48 @@ def test_a_damaged_checkpoint_is_refused_before_the_model_is_looked_at(tmp_path:
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
     with pytest.raises(CheckpointMalformed), Checkpoint.open(tmp_path) as checkpoint:
         fill(tree(), NAMES, checkpoint, lambda path: False)
+
+
+# ---- stacks of experts in one tensor ---------------------------------------------------------------------------------
+
+STACKS = Names(
+    ("experts.*.gate", "ffn[gate]"),
+    ("experts.*.up", "ffn[up]"),
+    ("experts.gate_up", "ffn:weight", Stacked(), Split("gate", "up")),
+    ("turned", "ffn:weight", Stacked(), Transpose(), Split("gate", "up")),
+)
+
+
+@pytest.mark.parametrize("name", ["experts.gate_up", "turned"])
+def test_a_stack_of_experts_in_one_tensor_is_taken_apart(name: str, tmp_path: Path) -> None:
+    stack = torch.arange(3 * 5 * 4.0).view(3, 5, 4)
+    stored = {name: stack.mT.contiguous() if name == "turned" else stack}
+    leaf = Leaf(4, experts=3, gate=2, up=3)
+    save_file(stored, tmp_path / "model.safetensors")
+    with Checkpoint.open(tmp_path) as checkpoint:
+        fill({"ffn": leaf}, STACKS, checkpoint, elsewhere=lambda path: False)
+    for number in range(3):
+        assert torch.equal(leaf.filled["gate", "weight", number], stack[number, :2])
+        assert torch.equal(leaf.filled["up", "weight", number], stack[number, 2:])
+
+
+def test_a_stack_of_another_number_of_experts_is_refused(tmp_path: Path) -> None:
+    save_file({"experts.gate_up": torch.zeros(2, 5, 4)}, tmp_path / "model.safetensors")
+    with Checkpoint.open(tmp_path) as checkpoint, pytest.raises(TensorMismatch, match="stacks 3 experts"):
+        fill({"ffn": Leaf(4, experts=3, gate=2, up=3)}, STACKS, checkpoint, elsewhere=lambda path: False)
+
+
+def test_experts_one_by_one_and_all_at_once_are_one_too_many(tmp_path: Path) -> None:
+    each = {
+        f"experts.{i}.{part}.weight": torch.zeros(rows, 4) for i in range(3) for part, rows in (("gate", 2), ("up", 3))
+    }
+    save_file({**each, "experts.gate_up": torch.zeros(3, 5, 4)}, tmp_path / "model.safetensors")
+    with Checkpoint.open(tmp_path) as checkpoint, pytest.raises(TensorMismatch, match="the checkpoint has twice"):
+        fill({"ffn": Leaf(4, experts=3, gate=2, up=3)}, STACKS, checkpoint, elsewhere=lambda path: False)
+
+
+def test_what_a_stack_lacks_is_named_in_both_spellings(tmp_path: Path) -> None:
+    save_file({"experts.0.gate.weight": torch.zeros(2, 4)}, tmp_path / "model.safetensors")
+    with Checkpoint.open(tmp_path) as checkpoint, pytest.raises(TensorMismatch) as caught:
+        fill({"ffn": Leaf(4, experts=2, gate=2, up=3)}, STACKS, checkpoint, elsewhere=lambda path: False)
+    assert "'experts.1.gate.weight' or 'experts.gate_up'" in str(caught.value)

@@ -17,7 +17,7 @@ class Matrix:
     """What a table of names sees of a fused module."""
 
     def __init__(self, unit: int = 1, **parts: int) -> None:
-        self.parts, self.unit = parts, unit
+        self.parts, self.unit, self.stack = parts, unit, 0
 
 
 def numbered(*shape: int) -> Tensor:
@@ -153,7 +153,7 @@ def test_looking_up_a_name_takes_no_notice_of_how_many_rows_there_are() -> None:
 def pieces(names: Names, name: str, tensor: Tensor, module: Matrix) -> dict[str, Tensor]:
     target = names.find(name)
     assert target is not None
-    return dict(target.pieces(tensor, module))
+    return {part: piece for part, piece, _ in target.pieces(tensor, module)}
 
 
 def test_without_an_operation_a_tensor_is_its_part() -> None:

@@ -1,11 +1,11 @@
-"""gated_activation: the reference against torch's activations, every C++ variant against the reference."""
+"""Activations: the references against torch's and transformers' own, every C++ variant against the reference."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from bestiary_kernels import gated_activation
-from bestiary_kernels.activation import KINDS, reference
+from bestiary_kernels import activation, gated_activation
+from bestiary_kernels.activation import KINDS, _plain_operator, reference
 
 from .cases import assert_rounds_to
 
@@ -67,3 +67,33 @@ def test_other_layouts_fall_back_and_meta_has_its_shape() -> None:
     x = torch.randn(2, 3, 8)
     assert torch.equal(gated_activation(x), reference.gated_activation(x))
     assert gated_activation(torch.empty(3, 8, device="meta")).shape == (3, 4)
+
+
+#: By our name, transformers'.
+NAMES = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "quick_gelu": "quick_gelu",
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", NAMES)
+def test_plain_activations_are_transformers(kind: str, dtype: torch.dtype) -> None:
+    oracle = pytest.importorskip("transformers.activations").ACT2FN[NAMES[kind]]
+    x = (torch.randn(3, 2, 70) * 4).to(dtype)
+    assert_rounds_to(activation(x, kind), oracle(x.double()).to(dtype))
+    assert set(NAMES) == set(reference.ACTIVATIONS)
+
+
+def test_an_unknown_plain_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="quick_gelu"):
+        activation(torch.randn(2, 8), "swish")
+
+
+def test_the_plain_operator_passes_torchs_checks() -> None:
+    torch.library.opcheck(_plain_operator, (torch.randn(3, 8), "relu2"))
+    assert activation(torch.empty(3, 8, device="meta"), "gelu").shape == (3, 8)

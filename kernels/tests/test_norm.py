@@ -1,11 +1,11 @@
-"""add_rms_norm: the reference against torch's own norm, every C++ variant against the reference."""
+"""The norms: the references against torch's own, every C++ variant against the reference."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from bestiary_kernels import add_rms_norm, using
-from bestiary_kernels.norm import reference
+from bestiary_kernels import add_layer_norm, add_rms_norm, using
+from bestiary_kernels.norm import _layer_operator, reference
 
 from .cases import assert_rounds_to
 
@@ -86,3 +86,56 @@ def test_reference_mode_uses_no_library() -> None:
         residual = torch.randn(3, 16)
         _, h = add_rms_norm(torch.randn(3, 16), residual, torch.ones(16), 1e-6)
     assert h is not residual
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_offset_counts_before_anything_is_rounded(dtype: torch.dtype) -> None:
+    """A weight that is small beside 1 must keep its digits, which 1 + weight in bfloat16 would lose."""
+    x, weight = torch.randn(5, 48).to(dtype), (torch.randn(48) * 1e-3).to(dtype)
+    wide = functional.rms_norm(x.double(), (48,), 1.0 + weight.double(), 1e-6)
+    assert_rounds_to(add_rms_norm(x, None, weight, 1e-6, offset=1.0)[0], wide.to(dtype), steps=0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1, 7, 64])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("with_weight", [False, True])
+def test_a_layer_norm_is_torchs_of_the_sum(with_weight: bool, with_bias: bool, width: int, dtype: torch.dtype) -> None:
+    x, residual = torch.randn(2, 5, width) + 3
+    x, residual = x.to(dtype), residual.to(dtype)
+    weight = torch.randn(width).to(dtype) if with_weight else None
+    bias = torch.randn(width).to(dtype) if with_bias else None
+    for given in (None, residual):
+        y, h = add_layer_norm(x, None if given is None else given.clone(), weight, bias, 1e-5)
+        sum_ = x if given is None else x + given
+        factors = (None if factor is None else factor.double() for factor in (weight, bias))
+        expected = functional.layer_norm(sum_.double(), (width,), *factors, 1e-5)
+        assert torch.equal(h, sum_)
+        assert_rounds_to(y, expected.to(dtype), floor=2e-5)
+
+
+def test_heads_of_a_fused_buffer_are_layer_normed_each_with_its_own_numbers() -> None:
+    fused, weight, bias = torch.randn(5, 10 * 32), torch.randn(6, 32), torch.randn(6, 32)
+    heads = fused[:, 64:256].view(5, 6, 32)
+    y, h = add_layer_norm(heads, None, weight, bias, 1e-5)
+    for head in range(6):
+        assert_rounds_to(y[:, head], functional.layer_norm(heads[:, head], (32,), weight[head], bias[head], 1e-5))
+    assert h is heads
+
+
+def test_layer_norms_of_shapes_that_do_not_fit_are_refused() -> None:
+    x = torch.randn(2, 8)
+    with pytest.raises(ValueError, match="weight has shape"):
+        add_layer_norm(x, None, torch.ones(7), None, 1e-5)
+    with pytest.raises(ValueError, match="bias has shape"):
+        add_layer_norm(x, None, None, torch.ones(2, 8), 1e-5)
+    with pytest.raises(ValueError, match="residual"):
+        add_layer_norm(x, x.bfloat16(), None, None, 1e-5)
+
+
+def test_the_layer_norms_operator_passes_torchs_checks() -> None:
+    x, factor = torch.randn(3, 8), torch.randn(8)
+    torch.library.opcheck(_layer_operator, (x, x.clone(), factor, None, 1e-5))
+    torch.library.opcheck(_layer_operator, (x, None, None, factor, 1e-5))
+    y, h = add_layer_norm(torch.empty(3, 8, device="meta"), None, None, None, 1e-5)
+    assert y.shape == h.shape == (3, 8) and y.is_meta

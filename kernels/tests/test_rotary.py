@@ -1,4 +1,4 @@
-"""rotary_cache_write: the reference against complex rotation, every C++ variant against the reference."""
+"""Rotary embedding: the references against other forms of it, every C++ variant against the reference."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library, rotary_cache_write
-from bestiary_kernels.rotary import reference
+from bestiary_kernels import library, rotary, rotary_cache_write
+from bestiary_kernels.rotary import _plain_operator, reference
 
 from .cases import assert_rounds_to
 
@@ -111,3 +111,46 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     given["slots"] = given["slots"][:2]
     with pytest.raises(ValueError, match="rotary_cache_write"):
         rotary_cache_write(cos_sin=None, **given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rotary_width", [16, 12])
+def test_the_rotation_alone_is_transformers_and_leaves_its_input(rotary_width: int, dtype: torch.dtype) -> None:
+    oracle = pytest.importorskip("transformers.models.llama.modeling_llama").apply_rotary_pos_emb
+    table, positions = angles(rotary_width), torch.randint(0, 64, (9,))
+    whole = torch.randn(9, 3, 40).to(dtype)
+    x, before = whole[..., 24:], whole.clone()
+    cos, sin = table[positions].repeat(1, 1, 2).unbind(1)
+    turned = x[None, ..., :rotary_width].double()
+    expected = oracle(turned, turned, cos[None], sin[None], unsqueeze_dim=2)[0][0].to(dtype)
+    y = rotary(x, table, positions)
+    assert_rounds_to(y[..., :rotary_width], expected, steps=0.5)
+    assert torch.equal(y[..., rotary_width:], x[..., rotary_width:]) and torch.equal(whole, before)
+    assert y.is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_interleaved_rotation_alone_is_deepseeks(dtype: torch.dtype) -> None:
+    oracle = pytest.importorskip("transformers.models.deepseek_v2.modeling_deepseek_v2").apply_rotary_emb
+    table, positions = angles(16), torch.randint(0, 64, (9,))
+    x = torch.randn(9, 3, 16).to(dtype)
+    turn = torch.complex(*table[positions].unbind(1))
+    by_head = x.transpose(0, 1)[None]
+    expected = oracle(by_head, by_head, turn[None])[0][0].transpose(0, 1)
+    assert_rounds_to(rotary(x, table, positions, interleaved=True), expected)
+
+
+@pytest.mark.parametrize("position", [-1, 64])
+def test_the_rotation_alone_refuses_what_does_not_fit(position: int) -> None:
+    x, table, positions = torch.randn(2, 3, 16), angles(16), torch.tensor([3, position])
+    with pytest.raises(IndexError, match="rotary: a position"):
+        rotary(x, table, positions)
+    for wrong in ((x[..., :15], table, positions), (x, table, positions[:1]), (x, table[:, 0], positions)):
+        with pytest.raises(ValueError, match="rotary: the shapes"):
+            rotary(*wrong)
+
+
+def test_the_rotations_operator_passes_torchs_checks() -> None:
+    torch.library.opcheck(_plain_operator, (torch.randn(2, 3, 16), angles(12), torch.tensor([3, 0]), True))
+    meta = torch.empty(2, 3, 16, device="meta")
+    assert rotary(meta, angles(16), torch.tensor([3, 0])).shape == (2, 3, 16)

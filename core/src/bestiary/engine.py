@@ -4,9 +4,10 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bestiary import hub, registry
-from bestiary.architecture import Task
+from bestiary.architecture import Architecture
 from bestiary.cache import BlockTable, PagedCache
 from bestiary.cache.tables import root_key
 from bestiary.checkpoint import ConfigFile, generation
@@ -21,7 +22,14 @@ from bestiary.scheduler import Scheduled, Scheduler
 from bestiary.scheduler import Sequence as Tokens
 from bestiary.text import Tokenizer
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["Engine"]
+
+
+#: A request for vectors asks nothing of a sampler.
+_NO_PARAMS = SamplingParams(detokenize=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +42,8 @@ class _Answer:
     text: OutputText
     seed: int
     logprobs: list[dict[int, Logprob]] | None
+    #: What a model that pools has given so far, in chunks of the prompt's rows.
+    vectors: list["Tensor"] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -73,6 +83,7 @@ class _Request:
             outputs=[answer.output() for answer in self.answers],
             finished=self.finished,
             num_cached_tokens=self.answers[0].sequence.num_cached,
+            vectors=list(self.answers[0].vectors),
         )
 
 
@@ -87,6 +98,8 @@ class Engine:
         end_ids: Iterable[int] = (),
     ) -> None:
         self.config, self.executor, self.tokenizer = config, executor, tokenizer
+        #: What the model's plugin declares, where the engine was loaded from a folder.
+        self.architecture: Architecture | None = None
         self._end_ids = [end for end in end_ids if 0 <= end < executor.vocabulary]  # a config may name others
         cache = PagedCache(executor.groups, executor.block_size, share_prefixes=config.enable_prefix_caching)
         holds = cache.longest(config.max_num_batched_tokens, executor.max_model_len)
@@ -104,34 +117,48 @@ class Engine:
         """Find the plugin and the tokenizer of the model in `folder`, load it and be ready."""
         file = ConfigFile.load(folder)
         architecture = registry.resolve(file.architectures, prefer=config.plugin)
-        registry.require(architecture, task=Task.GENERATE)
         texts = folder if config.tokenizer is None else hub.locate(config.tokenizer)
         tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(texts)
         # generation_config.json knows what ends an answer better than config.json, which is often the base model's.
         ends = generation(folder).get("eos_token_id") or file.token_ids("eos_token_id")
         executor = InlineExecutor(Runner(config, architecture, folder))
-        return cls(config, executor, tokenizer, ends)
+        engine = cls(config, executor, tokenizer, ends)
+        engine.architecture = architecture
+        return engine
 
     def has_unfinished_requests(self) -> bool:
         """Something waits or runs."""
         return bool(self._requests)
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raise RequestError for a request that can never be served here, before anything is taken for it."""
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams | None) -> None:
+        """Raise RequestError for a request that can never be served here, before anything is taken for it.
+
+        Without `params` it is one for vectors, of a model that pools.
+        """
+        if (params is None) != (self.executor.pools is not None):
+            gives = "vectors: use embed, reward or classify" if params else "tokens: use generate or chat"
+            raise RequestError(f"{self.config.model} gives {gives}")
+        self._check_prompt(prompt_ids, 0 if params is None else 1)
+        if params is not None:
+            self._check_params(params)
+
+    def _check_prompt(self, prompt_ids: Sequence[int], room: int) -> None:
         vocabulary, longest = self.executor.vocabulary, self.executor.max_model_len
         if not prompt_ids:
             raise RequestError("the prompt is empty: give at least one token")
-        if len(prompt_ids) >= longest:
+        if len(prompt_ids) + room > longest:
             raise RequestError(
                 f"the prompt has {len(prompt_ids)} tokens, and max_model_len={longest} leaves room for "
-                f"{longest - 1} before the first token of an answer: shorten it, or raise max_model_len"
+                f"{longest - room}{' before the first token of an answer' * room}: shorten it, or raise max_model_len"
             )
         for place, token in enumerate(prompt_ids):
             if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
                 raise RequestError(
                     f"prompt token {place} is {token!r}: ids are whole numbers from 0 to {vocabulary - 1}"
                 )
-        params.check_vocabulary(vocabulary)
+
+    def _check_params(self, params: SamplingParams) -> None:
+        params.check_vocabulary(self.executor.vocabulary)
         for name in ("logprobs", "prompt_logprobs"):
             if (asked := getattr(params, name)) is not None and asked > self.config.max_logprobs:
                 raise RequestError(f"{name}={asked}: at most max_logprobs={self.config.max_logprobs} are given")
@@ -142,20 +169,21 @@ class Engine:
         self,
         request_id: str,
         prompt_ids: Sequence[int],
-        params: SamplingParams,
+        params: SamplingParams | None,
         *,
         prompt: str | None = None,
         cache_salt: str = "",
         final_only: bool = False,
     ) -> None:
-        """Queue a request. Its outputs come from `step`: all along, or only the finished one with `final_only`.
+        """Queue a request; without `params`, one for vectors of a model that pools.
 
-        Requests with different `cache_salt` never share cached blocks.
+        Its outputs come from `step`: all along, or only the finished one with `final_only`. Requests with different
+        `cache_salt` never share cached blocks.
         """
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use: give each request its own")
-        params = params.clone()
         self.check(prompt_ids, params)
+        params = _NO_PARAMS if params is None else params.clone()
         own_ends = [] if params.ignore_eos else self._end_ids
         ends = list(dict.fromkeys([*own_ends, *(params.stop_token_ids or ())]))
         request = _Request(request_id, prompt, list(prompt_ids), params, final_only, ends)
@@ -172,7 +200,8 @@ class Engine:
     def _answer(self, request: _Request, index: int, seed: int, root: bytes) -> _Answer:
         params = request.params
         sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), BlockTable(root))
-        sequence.reads_prompt = index == 0 and params.prompt_logprobs is not None
+        # What is wanted of each of a prompt's tokens cannot be had of those that are found in the cache.
+        sequence.reads_prompt = (index == 0 and params.prompt_logprobs is not None) or self.executor.pools == "all"
         text = OutputText(
             self.tokenizer if params.detokenize else None,
             request.prompt_ids,
@@ -252,9 +281,11 @@ class Engine:
         params = answer.request.params
         end = entry.start + entry.count
         row = StepRow(sequence.tokens[entry.start : end], entry.start, sequence.table.blocks, None)
-        if entry.samples:
+        if self.executor.pools is not None:
+            row.num_vectors = entry.count if self.executor.pools == "all" else int(entry.samples)
+        elif entry.samples:
             row.sampling = Row(params, sequence.tokens, sequence.num_prompt, answer.seed, answer.request.end_ids)
-        if sequence.reads_prompt and entry.start < sequence.num_prompt:
+        if params.prompt_logprobs is not None and sequence.reads_prompt and entry.start < sequence.num_prompt:
             row.prompt_logprobs = params.prompt_logprobs
             row.successors = sequence.tokens[entry.start + 1 : min(end + 1, sequence.num_prompt)]
         return row
@@ -267,6 +298,8 @@ class Engine:
             known = len(prompt) - 1 - entry.start
             prompt.extend(self._logprobs(top) for top in result.prompt[known:])
             answer.sequence.reads_prompt = len(prompt) < answer.sequence.num_prompt
+        if result.vectors is not None:
+            self._take_vectors(answer, entry, result.vectors)
         if result.choice is None:
             return
         token = result.choice.token
@@ -279,6 +312,15 @@ class Engine:
             answer.logprobs.append(self._logprobs(result.choice.logprobs))
             answer.cumulative_logprob += result.choice.logprobs.logprobs[0]
         self._check_end(answer, token)
+
+    def _take_vectors(self, answer: _Answer, entry: Scheduled, vectors: "Tensor") -> None:
+        """Record what a model that pools found; after a preemption the prompt is read again from its start."""
+        if not bool(vectors.isfinite().all()):
+            self.scheduler.cache.forget(answer.sequence.table)
+            raise EngineError("the model's vectors are not finite numbers")
+        answer.vectors = [*answer.vectors, vectors] if entry.start else [vectors]
+        if entry.samples:
+            self._finish(answer, "stop", None)
 
     def _check_end(self, answer: _Answer, token: int) -> None:
         """Does this token end the answer: an end token, a stop string, or no more room?"""

@@ -3,17 +3,28 @@
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bestiary import hub
+from bestiary import hub, registry
+from bestiary.architecture import Task
 from bestiary.checkpoint import generation
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.errors import RequestError
-from bestiary.output import RequestOutput
+from bestiary.output import (
+    ClassificationOutput,
+    EmbeddingOutput,
+    Pooled,
+    PooledRequestOutput,
+    PoolingOutput,
+    RequestOutput,
+)
 from bestiary.prompts import ParsedPrompt, parse_prompts
 from bestiary.sampling.params import SamplingParams
 from bestiary.text import ChatTemplate, Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["LLM"]
 
@@ -57,6 +68,7 @@ class LLM:
         Raises RequestError before anything runs if one of them cannot be served. A request that fails while it runs
         comes back with finish_reason "error" and a warning; the others are not touched by it.
         """
+        self._require(Task.GENERATE)
         parsed = parse_prompts(prompts, self.engine.tokenizer)
         return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm)
 
@@ -73,10 +85,42 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer one conversation, a list of `{"role": ..., "content": ...}`, or many of them."""
         conversations: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
+        self._require(Task.GENERATE)
         template = self._chat_template(chat_template)
         variables = {"add_generation_prompt": add_generation_prompt, "tools": tools, **(chat_template_kwargs or {})}
         parsed = [self._render(template, conversation, variables) for conversation in conversations]
         return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm)
+
+    def embed(
+        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True
+    ) -> list[PooledRequestOutput[EmbeddingOutput]]:
+        """A vector for each prompt, from a model that declares the task. Prompts are those of `generate`."""
+        return self._pool(Task.EMBED, prompts, use_tqdm, lambda rows: EmbeddingOutput(rows[-1].tolist()))
+
+    def classify(
+        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True
+    ) -> list[PooledRequestOutput[ClassificationOutput]]:
+        """The probability of each label, for each prompt."""
+        return self._pool(
+            Task.CLASSIFY, prompts, use_tqdm, lambda rows: ClassificationOutput(rows[-1].softmax(-1).tolist())
+        )
+
+    def reward(
+        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True
+    ) -> list[PooledRequestOutput[PoolingOutput]]:
+        """What a reward model gives each token of each prompt; that of the last stands for the whole."""
+        return self._pool(Task.REWARD, prompts, use_tqdm, PoolingOutput)
+
+    def _pool(
+        self, task: Task, prompts: Any, use_tqdm: bool | Callable[..., Any], make: "Callable[[Tensor], Pooled]"
+    ) -> list[PooledRequestOutput[Pooled]]:
+        self._require(task)
+        parsed = parse_prompts(prompts, self.engine.tokenizer)
+        return [_pooled(output, make) for output in self._run(parsed, [None] * len(parsed), use_tqdm)]
+
+    def _require(self, task: Task) -> None:
+        if self.engine.architecture is not None:
+            registry.require(self.engine.architecture, task=task)
 
     def stream(
         self, prompt: Any, sampling_params: SamplingParams | None = None
@@ -144,7 +188,10 @@ class LLM:
         return list(given)
 
     def _run(
-        self, prompts: Sequence[ParsedPrompt], params: Sequence[SamplingParams], use_tqdm: bool | Callable[..., Any]
+        self,
+        prompts: Sequence[ParsedPrompt],
+        params: Sequence[SamplingParams | None],
+        use_tqdm: bool | Callable[..., Any],
     ) -> list[RequestOutput]:
         self._check_idle()
         for prompt, wanted in zip(prompts, params, strict=True):
@@ -179,6 +226,21 @@ class LLM:
     def close(self) -> None:
         """Let the model go."""
         self.engine.close()
+
+
+def _pooled(output: RequestOutput, make: "Callable[[Tensor], Pooled]") -> PooledRequestOutput[Pooled]:
+    import torch
+
+    (answer,) = output.outputs
+    if answer.finish_reason != "stop":
+        raise RequestError(f"request {output.request_id} failed: {answer.stop_reason}")
+    return PooledRequestOutput(
+        output.request_id,
+        output.prompt,
+        output.prompt_token_ids,
+        make(torch.cat(output.vectors)),
+        num_cached_tokens=output.num_cached_tokens,
+    )
 
 
 def _progress(total: int, use_tqdm: bool | Callable[..., Any]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bestiary.architecture import Architecture
-from bestiary.blocks import Decoder, Kept, Leaf, Mixer, Rope
+from bestiary.blocks import Decoder, Head, Kept, Leaf, Mixer, Rope
 from bestiary.blocks.leaf import Block
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
 from bestiary.errors import ConfigUnsupported, PluginBroken
@@ -66,7 +66,7 @@ def build(
     _stage(model, mesh or Mesh())
     _allocate(model, dtype, device)
     _number_caches(model)
-    _lay_out_angles(model, length, device)
+    _lay_out_positions(model, length, device)
     fill(dict(_leaves(model)), names, checkpoint, elsewhere=lambda path: _is_elsewhere(path, model))
     _pack(model)
     return model
@@ -117,6 +117,8 @@ def _stage(model: Decoder, mesh: Mesh) -> None:
         del model.norm, model.head
     if not (mesh.is_first or (mesh.is_last and model.head.tied)):
         del model.embed
+    if not mesh.is_first:
+        del model.positions, model.embed_norm
 
 
 def _is_elsewhere(path: str, model: Decoder) -> bool:
@@ -125,7 +127,7 @@ def _is_elsewhere(path: str, model: Decoder) -> bool:
     if top == "layers":
         number = rest.partition(".")[0]
         return number.isdigit() and int(number) < model.layers.count and number not in model.layers
-    return top in ("embed", "norm", "head") and not hasattr(model, top)
+    return top in ("embed", "positions", "embed_norm", "norm", "head") and not hasattr(model, top)
 
 
 def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
@@ -139,10 +141,12 @@ def _number_caches(model: Decoder) -> None:
         mixer.slot, mixer.group = slot, groups.index((mixer.keeps.window, mixer.keeps.fixed))
 
 
-def _lay_out_angles(model: Decoder, length: int, device: torch.device) -> None:
-    """One table of angles for all layers that turn alike."""
+def _lay_out_positions(model: Decoder, length: int, device: torch.device) -> None:
+    """One table of angles for all layers that turn alike, and the slopes of those that do not turn."""
     tables: dict[Rope, Tensor] = {}
     for mixer in _mixers(model):
+        if mixer.alibi is not None:
+            mixer.slopes = mixer.alibi.slopes().to(device)
         if mixer.rope is not None:
             if mixer.rope not in tables:
                 tables[mixer.rope] = mixer.rope.table(length).to(device)
@@ -151,13 +155,13 @@ def _lay_out_angles(model: Decoder, length: int, device: torch.device) -> None:
 
 def _pack(model: Decoder) -> None:
     """Lay every matrix out for the device, one after the other, so that two copies exist of one at a time."""
-    tied = model.is_last and model.head.tied
-    if tied:
-        model.head.weight = model.embed.weight
+    tied = model.head if model.is_last and isinstance(model.head, Head) and model.head.tied else None
+    if tied is not None:
+        tied.weight = model.embed.weight
     for _, leaf in _leaves(model):
         leaf.pack()
-    if tied and model.head.packed is not None:
-        model.embed.share(model.head.packed)
+    if tied is not None and tied.packed is not None:
+        model.embed.share(tied.packed)
     for block in model.modules():
         if isinstance(block, Block):
             block.settle()

@@ -1,13 +1,28 @@
 """Tokens to text, as they come: whole characters, stop strings, and the results that users get. Knows no engine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 from bestiary.errors import EngineError, RequestError
 from bestiary.text.tokenizer import Tokenizer
 
-__all__ = ["CompletionOutput", "Delta", "Detokenizer", "FinishReason", "Logprob", "OutputText", "RequestOutput"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "ClassificationOutput",
+    "CompletionOutput",
+    "Delta",
+    "Detokenizer",
+    "EmbeddingOutput",
+    "FinishReason",
+    "Logprob",
+    "OutputText",
+    "PooledRequestOutput",
+    "PoolingOutput",
+    "RequestOutput",
+]
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -269,4 +284,53 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     #: Prompt tokens whose keys and values were found in the cache.
+    num_cached_tokens: int = 0
+    #: Of a model that pools: [rows, width] float32 each, of the prompt's tokens in order.
+    vectors: list["Tensor"] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    """A prompt's vector."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of the vector."""
+        return len(self.embedding)
+
+
+@dataclass(slots=True)
+class ClassificationOutput:
+    """The probability of each label."""
+
+    probs: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        """Labels there are."""
+        return len(self.probs)
+
+
+@dataclass(slots=True)
+class PoolingOutput:
+    """The numbers of each of a prompt's tokens, [tokens, labels] float32; those of the last stand for the sequence."""
+
+    data: "Tensor"
+
+
+Pooled = TypeVar("Pooled")
+
+
+@dataclass(slots=True)
+class PooledRequestOutput(Generic[Pooled]):
+    """A request for vectors, answered."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: Pooled
+    finished: bool = True
+    #: Prompt tokens that were found in the cache.
     num_cached_tokens: int = 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from bestiary import model
 from bestiary.architecture import Architecture
 from bestiary.batch import Batch, Pages, Slots
+from bestiary.blocks import Pooler
 from bestiary.cache import store
 from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
@@ -36,6 +37,8 @@ class StepRow:
     #: (fewer at the prompt's end).
     prompt_logprobs: int | None = None
     successors: Sequence[int] = ()
+    #: Vectors of so many of the last tokens are wanted, from a model that pools.
+    num_vectors: int = 0
 
 
 @dataclass(slots=True)
@@ -44,6 +47,8 @@ class StepResult:
 
     choice: Choice | None = None
     prompt: list[TopLogprobs] = field(default_factory=list)
+    #: [num_vectors, width] float32
+    vectors: Tensor | None = None
 
 
 class Runner:
@@ -55,6 +60,7 @@ class Runner:
         dtype = model.choose_dtype(config.dtype, file)
         tree, names = model.describe(architecture, file)
         self.vocabulary = tree.embed.vocabulary
+        self.pools = tree.head.tokens if isinstance(tree.head, Pooler) else None
         self.block_size = config.block_size
         if config.max_model_len is not None and config.max_model_len > tree.context:
             raise SettingError(f"max_model_len={config.max_model_len}: the model was made for {tree.context} tokens")
@@ -154,17 +160,21 @@ def _is_decode(rows: Sequence[StepRow]) -> bool:
 
 
 def _output_rows(row: StepRow) -> range:
-    """Which of a row's tokens need logits."""
+    """Which of a row's tokens need logits, or vectors."""
+    if row.num_vectors:
+        return range(len(row.tokens) - row.num_vectors, len(row.tokens))
     if row.prompt_logprobs is not None and row.successors:
         return range(len(row.tokens) if row.sampling else len(row.successors))
     return range(len(row.tokens) - 1, len(row.tokens)) if row.sampling else range(0)
 
 
 def _choose(logits_RV: Tensor, rows: Sequence[StepRow], counts: Sequence[int]) -> list[StepResult]:
-    """Sample where a row's sequence goes on, and read the prompt's log-probabilities where they are wanted."""
+    """Sample where a row's sequence goes on; read the prompt's log-probabilities, or vectors, where they are wanted."""
     results = [StepResult() for _ in rows]
     ends = list(accumulate(counts))
     for row, result, end, count in zip(rows, results, ends, counts, strict=True):
+        if row.num_vectors:
+            result.vectors = logits_RV[end - count : end]
         if row.prompt_logprobs is not None and row.successors:
             first = logits_RV[end - count : end - count + len(row.successors)]
             chosen = torch.tensor(row.successors, device=logits_RV.device)

@@ -3,14 +3,16 @@
 Knows nothing of models, caches as a whole or scheduling; an operation sees tensors and numbers only.
 """
 
-from bestiary_kernels.activation import gated_activation
+from bestiary_kernels.activation import activation, gated_activation
 from bestiary_kernels.attention import paged_attention
 from bestiary_kernels.embedding import embedding
+from bestiary_kernels.latent import cache_write, latent_attention
 from bestiary_kernels.library import Status, status, using
 from bestiary_kernels.linear import PackedLinear
 from bestiary_kernels.measure import matmul_flops, read_bandwidth
-from bestiary_kernels.norm import add_rms_norm
-from bestiary_kernels.rotary import rotary_cache_write
+from bestiary_kernels.moe import moe, route
+from bestiary_kernels.norm import add_layer_norm, add_rms_norm
+from bestiary_kernels.rotary import rotary, rotary_cache_write
 from bestiary_kernels.tape import Arena, Tape
 
 __all__ = [
@@ -18,13 +20,20 @@ __all__ = [
     "PackedLinear",
     "Status",
     "Tape",
+    "activation",
+    "add_layer_norm",
     "add_rms_norm",
+    "cache_write",
     "embedding",
     "gated_activation",
+    "latent_attention",
     "matmul_flops",
+    "moe",
     "paged_attention",
     "read_bandwidth",
+    "rotary",
     "rotary_cache_write",
+    "route",
     "status",
     "using",
 ]

@@ -1,30 +1,52 @@
 """What architectures are assembled from: torch modules that hold a description until a pass allocates them."""
 
+from bestiary.blocks.alibi import Alibi
 from bestiary.blocks.attention import Attention
-from bestiary.blocks.decoder import Decoder, Head, Layer, Layers
+from bestiary.blocks.decoder import Decoder, Head, Layers
 from bestiary.blocks.kept import Kept, Latent, PagedKV, State
+from bestiary.blocks.latent import LatentAttention
+from bestiary.blocks.layer import Layer, MixerLayer, ParallelLayer, SandwichLayer
 from bestiary.blocks.leaf import Leaf
 from bestiary.blocks.linear import Embedding, Linear
 from bestiary.blocks.mixer import Mixer
-from bestiary.blocks.mlp import GatedMLP
-from bestiary.blocks.norm import RMSNorm
+from bestiary.blocks.mlp import MLP, Activation, Gate, GatedMLP
+from bestiary.blocks.moe import Experts, MoE, Routing
+from bestiary.blocks.norm import LayerNorm, Norm, RMSNorm
+from bestiary.blocks.pooling import Pooler, Scores
 from bestiary.blocks.rotary import Rope
+from bestiary.blocks.statespace import Mamba
 
 __all__ = [
+    "MLP",
+    "Activation",
+    "Alibi",
     "Attention",
     "Decoder",
     "Embedding",
+    "Experts",
+    "Gate",
     "GatedMLP",
     "Head",
     "Kept",
     "Latent",
+    "LatentAttention",
     "Layer",
+    "LayerNorm",
     "Layers",
     "Leaf",
     "Linear",
+    "Mamba",
     "Mixer",
+    "MixerLayer",
+    "MoE",
+    "Norm",
     "PagedKV",
+    "ParallelLayer",
+    "Pooler",
     "RMSNorm",
     "Rope",
+    "Routing",
+    "SandwichLayer",
+    "Scores",
     "State",
 ]

@@ -4,6 +4,7 @@ from torch import Tensor
 
 import bestiary_kernels as kernels
 from bestiary.batch import Batch
+from bestiary.blocks.alibi import Alibi
 from bestiary.blocks.kept import PagedKV
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.mixer import Mixer
@@ -13,7 +14,11 @@ __all__ = ["Attention"]
 
 
 class Attention(Mixer):
-    """Causal attention; query heads share heads of keys and values in groups (Ainslie 2023, arXiv 2305.13245)."""
+    """Causal attention; query heads share heads of keys and values in groups (Ainslie 2023, arXiv 2305.13245).
+
+    `window`: a token sees so many, itself included (Child et al. 2019, arXiv 1904.10509). `softcap` c keeps scores
+    within c: c tanh(score / c). `scale` is 1 / sqrt(head_dim) where none is given.
+    """
 
     def __init__(
         self,
@@ -26,11 +31,15 @@ class Attention(Mixer):
         bias: bool = False,
         out_bias: bool = False,
         scale: float | None = None,
+        window: int | None = None,
+        softcap: float | None = None,
+        alibi: Alibi | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.rope = heads, kv_heads, head_dim, rope
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.keeps = PagedKV(kv_heads, head_dim, head_dim)
+        self.softcap, self.alibi = softcap, alibi
+        self.keeps = PagedKV(kv_heads, head_dim, head_dim, window)
         parts = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         self.qkv = Linear(width, parts, "column", unit=head_dim, bias=bias)
         self.out = Linear(heads * head_dim, width, "row", bias=out_bias)
@@ -44,7 +53,16 @@ class Attention(Mixer):
         interleaved = self.rope is not None and self.rope.interleaved
         kernels.rotary_cache_write(q, k, v, self.angles, batch.positions, pages.slots, k_cache, v_cache, interleaved)
         mixed = kernels.paged_attention(
-            q, k_cache, v_cache, pages.blocks, batch.query_starts, batch.context_lens, self.scale
+            q,
+            k_cache,
+            v_cache,
+            pages.blocks,
+            batch.query_starts,
+            batch.context_lens,
+            self.scale,
+            window=self.keeps.window,
+            softcap=self.softcap,
+            slopes=self.slopes,
         )
         y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
         return y_TD

@@ -1,32 +1,17 @@
-"""The trunk of a decoder: embedding, a stack of layers, a last norm and the head. Knows no architecture.
-
-The residual stream travels as two addends, (x, residual), so that each norm can add and normalise in one pass.
-"""
+"""The trunk of a decoder: embedding, a stack of layers, a last norm and the head. Knows no architecture."""
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from bestiary.batch import Batch
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Embedding, Linear
-from bestiary.blocks.norm import RMSNorm
+from bestiary.blocks.norm import Norm
+from bestiary.blocks.pooling import Pooler
 
-__all__ = ["Decoder", "Head", "Layer", "Layers"]
-
-
-class Layer(Block):
-    """Norm, mix, add; norm, feed forward, add."""
-
-    def __init__(self, *, mix_norm: RMSNorm, mixer: Block, ffn_norm: RMSNorm, ffn: Block) -> None:
-        super().__init__()
-        self.mix_norm, self.mixer, self.ffn_norm, self.ffn = mix_norm, mixer, ffn_norm, ffn
-
-    def forward(self, x_TD: Tensor, residual_TD: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The stream's two addends to those of the next layer."""
-        x_TD, residual_TD = self.mix_norm(x_TD, residual_TD)
-        x_TD, residual_TD = self.ffn_norm(self.mixer(x_TD, batch), residual_TD)
-        return self.ffn(x_TD, batch), residual_TD
+__all__ = ["Decoder", "Head", "Layers"]
 
 
 class Layers(nn.ModuleDict):
@@ -44,11 +29,16 @@ class Layers(nn.ModuleDict):
 
 
 class Head(Linear):
-    """Hidden states to logits; `tied` reads the embedding's table instead of a matrix of its own."""
+    """Hidden states to logits; `tied` reads the embedding's table instead of a matrix of its own.
 
-    def __init__(self, vocabulary: int, width: int, *, tied: bool = False, bias: bool = False) -> None:
+    `softcap` c keeps the logits within c: c tanh(logits / c).
+    """
+
+    def __init__(
+        self, vocabulary: int, width: int, *, tied: bool = False, bias: bool = False, softcap: float | None = None
+    ) -> None:
         super().__init__(width, vocabulary, "column", bias=bias)
-        self.tied = tied
+        self.tied, self.softcap = tied, softcap
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """No weight when tied."""
@@ -65,11 +55,26 @@ class Head(Linear):
 
 
 class Decoder(Block):
-    """Token ids in, logits out; on a rank of a pipeline, hidden states in or out."""
+    """Token ids in, logits out; on a rank of a pipeline, hidden states in or out.
 
-    def __init__(self, *, embed: Embedding, layers: Layers, norm: RMSNorm, head: Head, context: int) -> None:
+    What enters the stack: embeddings, times `embed_scale`, plus learned `positions`, through `embed_norm`.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed: Embedding,
+        layers: Layers,
+        norm: Norm,
+        head: Head | Pooler,
+        context: int,
+        embed_scale: float | None = None,
+        positions: Embedding | None = None,
+        embed_norm: Norm | None = None,
+    ) -> None:
         super().__init__()
         self.embed, self.layers, self.norm, self.head = embed, layers, norm, head
+        self.embed_scale, self.positions, self.embed_norm = embed_scale, positions, embed_norm
         #: Tokens that the model was made to see at once.
         self.context = context
         self.is_first = self.is_last = True
@@ -85,7 +90,7 @@ class Decoder(Block):
 
         `x_TD` is the stream that the stage before sent; the first stage embeds the tokens instead.
         """
-        stream: Tensor = self.embed(batch.token_ids) if x_TD is None else x_TD
+        stream = self._embedded(batch) if x_TD is None else x_TD
         residual: Tensor | None = None
         for layer in self.stack:
             stream, residual = layer(stream, residual, batch)
@@ -97,7 +102,17 @@ class Decoder(Block):
         hidden: Tensor = self.norm(stream, residual)[0]
         return hidden
 
+    def _embedded(self, batch: Batch) -> Tensor:
+        x_TD: Tensor = self.embed(batch.token_ids)
+        if self.embed_scale is not None:
+            # Rounded to the model's dtype first, as the models that have one were trained.
+            x_TD = x_TD * torch.tensor(self.embed_scale, dtype=x_TD.dtype)
+        if self.positions is not None:
+            x_TD = x_TD + self.positions(batch.positions)
+        return x_TD if self.embed_norm is None else self.embed_norm(x_TD)[0]
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """[R, width] to [R, vocabulary]."""
+        """[R, width] to [R, vocabulary], or to the vectors of a model that pools."""
         logits_RV: Tensor = self.head(hidden_RD)
-        return logits_RV
+        cap = self.head.softcap
+        return logits_RV if cap is None else torch.tanh(logits_RV / cap) * cap

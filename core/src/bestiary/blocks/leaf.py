@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bestiary.checkpoint import Place
 from bestiary.errors import TensorMismatch
 
 __all__ = ["Block", "Leaf"]
@@ -30,13 +31,15 @@ class Leaf(Block):
     parts: Mapping[str, int]
     #: Rows that must stay together, as a head's.
     unit: int = 1
+    #: How many matrices it stacks, one for each expert; 0: it is no stack.
+    stack: int = 0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The tensors that this leaf owns, by the suffix they have in a checkpoint."""
         raise NotImplementedError(type(self).__name__)
 
-    def expected(self) -> Iterator[tuple[str, str]]:
-        """(part, suffix) of everything that a checkpoint must bring."""
+    def expected(self) -> Iterator[Place]:
+        """(part, suffix), and in a stack the number, of everything that a checkpoint must bring."""
         for suffix in self.shapes():
             for part in self.parts:
                 yield part, suffix

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from bestiary.blocks.alibi import Alibi
 from bestiary.blocks.kept import Kept
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.rotary import Rope
@@ -19,3 +20,6 @@ class Mixer(Block):
     #: How queries and keys turn with the position, where they do, and the table of angles for it.
     rope: Rope | None = None
     angles: Tensor | None = None
+    #: How far keys are held against them, where they are, and each head's slope.
+    alibi: Alibi | None = None
+    slopes: Tensor | None = None

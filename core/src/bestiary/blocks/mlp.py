@@ -9,20 +9,16 @@ from bestiary.batch import Batch
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Linear
 
-__all__ = ["GatedMLP"]
+__all__ = ["MLP", "Activation", "Gate", "GatedMLP"]
+
+Gate = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"]
 
 
 class GatedMLP(Block):
     """down(act(gate(x)) x up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(
-        self,
-        width: int,
-        inner: int,
-        *,
-        act: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu",
-        bias: bool = False,
-    ) -> None:
+    def __init__(self, width: int, inner: int, *, act: Gate = "silu", bias: bool = False) -> None:
         super().__init__()
         self.act = act
         self.gate_up = Linear(width, {"gate": inner, "up": inner}, "column", bias=bias)
@@ -31,4 +27,19 @@ class GatedMLP(Block):
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""
         y_TD: Tensor = self.down(kernels.gated_activation(self.gate_up(x_TD), self.act))
+        return y_TD
+
+
+class MLP(Block):
+    """down(act(up(x))) (Vaswani et al. 2017, arXiv 1706.03762)."""
+
+    def __init__(self, width: int, inner: int, *, act: Activation, bias: bool = True) -> None:
+        super().__init__()
+        self.act = act
+        self.up = Linear(width, inner, "column", bias=bias)
+        self.down = Linear(inner, width, "row", bias=bias)
+
+    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        """[T, width] to [T, width]."""
+        y_TD: Tensor = self.down(kernels.activation(self.up(x_TD), self.act))
         return y_TD

@@ -8,6 +8,7 @@ they are: NaN and infinities in the weights are the checkpoint's own, and nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from typing import TYPE_CHECKING, Protocol
 
 from bestiary.checkpoint.operations import Fused
@@ -60,8 +61,8 @@ def fill(tree: Mapping[str, Leaf], names: Names, checkpoint: Checkpoint, elsewhe
 
 def _pour(checkpoint: Checkpoint, name: str, target: Target, leaf: Leaf) -> None:
     try:
-        for part, piece in target.pieces(checkpoint.tensor(name), leaf):
-            leaf.fill(part, target.suffix, piece, target.index)
+        for part, piece, index in target.pieces(checkpoint.tensor(name), leaf):
+            leaf.fill(part, target.suffix, piece, index)
     except TensorMismatch as error:
         tensor = f"{checkpoint.file(name)}: {name!r}, {checkpoint.dtype(name)} {list(checkpoint.shape(name))}"
         raise TensorMismatch(
@@ -92,8 +93,9 @@ class _Plan:
             return
         elif target.path in self._tree:
             self.targets[name] = target
-            for part in target.parts(self._tree[target.path]):
-                self._mark(target.path, _place(part, target.suffix, target.index), name)
+            leaf = self._tree[target.path]
+            for part, index in product(target.parts(leaf), target.indices(leaf)):
+                self._mark(target.path, _place(part, target.suffix, index), name)
         elif not elsewhere(target.path):
             self._homeless.append(f"{name!r} (for {target.path})")
 

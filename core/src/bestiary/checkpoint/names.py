@@ -6,12 +6,12 @@ The same table serves weights, adapters and quantised formats, because a row nam
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bestiary.checkpoint.operations import Cut, Fused, Operation, Transpose
-from bestiary.errors import PluginBroken
+from bestiary.checkpoint.operations import Cut, Fused, Operation, Stacked, Transpose
+from bestiary.errors import PluginBroken, TensorMismatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,12 @@ class Target:
     index: int | None
     transpose: Transpose | None
     cut: Cut | None
+    #: The tensor holds the whole stack of experts.
+    stacked: bool = False
+
+    def indices(self, module: Fused) -> Iterable[int | None]:
+        """The numbers in a stack that the tensor brings; None for a module that is no stack."""
+        return range(module.stack) if self.stacked else (self.index,)
 
     def parts(self, module: Fused) -> tuple[str, ...]:
         """The parts of the module at `path` that the tensor brings.
@@ -57,9 +63,19 @@ class Target:
             )
         return parts
 
-    def pieces(self, tensor: Tensor, module: Fused) -> Iterator[tuple[str, Tensor]]:
-        """Yield (part, its rows) of a tensor as the checkpoint stores it. Raises TensorMismatch where it has others."""
-        return self.rows(self.transpose.apply(tensor) if self.transpose else tensor, module)
+    def pieces(self, tensor: Tensor, module: Fused) -> Iterator[tuple[str, Tensor, int | None]]:
+        """Yield (part, its rows, number in a stack) of a tensor as the checkpoint stores it.
+
+        Raises TensorMismatch where it has others.
+        """
+        if self.stacked and (not tensor.ndim or tensor.shape[0] != module.stack):
+            raise TensorMismatch(
+                f"its shape is {tuple(tensor.shape)}, and the model stacks {module.stack} experts here"
+            )
+        for index in self.indices(module):
+            matrix = tensor[index] if self.stacked else tensor
+            for part, piece in self.rows(self.transpose.apply(matrix) if self.transpose else matrix, module):
+                yield part, piece, index
 
     def rows(self, tensor: Tensor, module: Fused) -> Iterator[tuple[str, Tensor]]:
         """Yield (part, its rows) of a tensor whose rows are the module's output features, as an adapter's B is."""
@@ -139,6 +155,7 @@ class _Row:
     suffix: str | None
     transpose: Transpose | None
     cut: Cut | None
+    stacked: bool = False
 
     @property
     def stacks(self) -> bool:
@@ -155,11 +172,16 @@ class _Row:
         if self.path is None:
             return Target(None, None, suffix, None, None, None)
         index = int(numbers[-1]) if self.stacks else None
-        return Target(_fill_stars(self.path, numbers), self.part, suffix, index, self.transpose, self.cut)
+        path = _fill_stars(self.path, numbers)
+        return Target(path, self.part, suffix, index, self.transpose, self.cut, self.stacked)
 
     def source_of(self, path: str, part: str, suffix: str, index: int | None) -> str | None:
         """The name of the tensor that this row would put into a place, or None where it leads elsewhere."""
-        if self.path is None or self.stacks != (index is not None) or self.suffix not in (None, suffix):
+        if (
+            self.path is None
+            or (self.stacks or self.stacked) != (index is not None)
+            or self.suffix not in (None, suffix)
+        ):
             return None
         parts = self.cut.parts if self.cut else (self.part,)
         numbers = re.fullmatch(re.escape(self.path).replace(r"\*", "([0-9]+)"), path)
@@ -189,13 +211,17 @@ def _parse(source: str, destination: str | None, *operations: Operation) -> _Row
         return _Row(source, None, None, None, None, None)
     transposes = [operation for operation in operations if isinstance(operation, Transpose)]
     cuts = [operation for operation in operations if isinstance(operation, Cut)]
-    if len(transposes) > 1 or len(cuts) + (parsed["part"] is not None) > 1 or len(transposes + cuts) < len(operations):
-        raise PluginBroken(f"{row}: it may have one Transpose(), and one of [part], Split(...) and Interleaved(...)")
+    stacked = [operation for operation in operations if isinstance(operation, Stacked)]
+    known = len(transposes) + len(cuts) + len(stacked)
+    if max(len(transposes), len(stacked), len(cuts) + (parsed["part"] is not None)) > 1 or known < len(operations):
+        raise PluginBroken(
+            f"{row}: it may have one Transpose(), one Stacked(), and one of [part], Split(...) and Interleaved(...)"
+        )
     surplus = source.count("*") - parsed["path"].count("*")
     if surplus not in (0, 1):
         raise PluginBroken(f"{row} must have as many stars as {destination!r}, or one more: the index in a stack")
     transpose, cut = next(iter(transposes), None), next(iter(cuts), None)
-    return _Row(source, parsed["path"], parsed["part"], parsed["suffix"], transpose, cut)
+    return _Row(source, parsed["path"], parsed["part"], parsed["suffix"], transpose, cut, bool(stacked))
 
 
 def _fill_stars(pattern: str, numbers: list[str]) -> str:

@@ -15,7 +15,7 @@ from bestiary.errors import PluginBroken, TensorMismatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Cut", "Fused", "Interleaved", "Operation", "Split", "Transpose"]
+__all__ = ["Cut", "Fused", "Interleaved", "Operation", "Split", "Stacked", "Transpose"]
 
 
 class Fused(Protocol):
@@ -29,6 +29,10 @@ class Fused(Protocol):
     def unit(self) -> int:
         """The rows that belong together: those of a head in attention, elsewhere 1."""
 
+    @property
+    def stack(self) -> int:
+        """How many matrices of this kind the module holds, one for each expert; 0 where it is one and no stack."""
+
 
 class Transpose:
     """The file stores the matrix as [in, out], as a one-tap convolution has it. Vectors stay as they are."""
@@ -39,6 +43,13 @@ class Transpose:
 
     def __repr__(self) -> str:
         return "Transpose()"
+
+
+class Stacked:
+    """The file stores the matrices of all experts in one tensor, whose first dimension counts them."""
+
+    def __repr__(self) -> str:
+        return "Stacked()"
 
 
 class Cut(ABC):
@@ -93,4 +104,4 @@ class Interleaved(Cut):
         return (piece.reshape(-1, *tail) for piece in grouped)
 
 
-Operation = Transpose | Cut
+Operation = Transpose | Stacked | Cut

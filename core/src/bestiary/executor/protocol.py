@@ -1,7 +1,7 @@
 """The contract of an executor."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from bestiary.cache import CacheGroup
 from bestiary.runner import StepResult, StepRow
@@ -19,6 +19,8 @@ class Executor(Protocol):
     block_size: int
     #: The longest context, in tokens; the cache has room for it.
     max_model_len: int
+    #: Of which tokens a model that pools gives vectors; None for one that generates.
+    pools: Literal["last", "all"] | None
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step; a result for each row, in order.

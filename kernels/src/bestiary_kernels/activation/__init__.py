@@ -1,4 +1,4 @@
-"""Gated activation. Shapes: T tokens, I inner width."""
+"""Activations, plain and gated. Shapes: T tokens, I inner width."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,21 @@ from torch import Tensor
 from bestiary_kernels import library
 from bestiary_kernels.activation import reference
 
-__all__ = ["KINDS", "gated_activation"]
+__all__ = ["KINDS", "activation", "gated_activation"]
 
+#: The gated ones, with their numbers in cpu.cpp.
 KINDS = {kind: number for number, kind in enumerate(("silu", "gelu", "gelu_tanh", "relu"))}
+
+
+def activation(x: Tensor, kind: str) -> Tensor:
+    """Return act(x), of any shape.
+
+    `kind` is silu, gelu (the exact one), gelu_tanh, relu, relu2 (its square) or quick_gelu, x sigmoid(1.702 x).
+    Computed in float32, rounded once. Raises ValueError for an unknown kind.
+    """
+    if kind not in reference.ACTIVATIONS:
+        raise ValueError(f"activation: kind {kind!r} is unknown; choose one of {', '.join(reference.ACTIVATIONS)}")
+    return (_plain_operator if library.is_traced(x) else reference.activation)(x, kind)
 
 
 def gated_activation(gate_up_T2I: Tensor, kind: str = "silu") -> Tensor:
@@ -42,3 +54,13 @@ def _operator(gate_up: Tensor, kind: str = "silu") -> Tensor:
 @_operator.register_fake
 def _shapes(gate_up: Tensor, kind: str = "silu") -> Tensor:
     return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
+
+
+@torch.library.custom_op("bestiary::activation", mutates_args=())
+def _plain_operator(x: Tensor, kind: str) -> Tensor:
+    return reference.activation(x, kind)
+
+
+@_plain_operator.register_fake
+def _plain_shape(x: Tensor, kind: str) -> Tensor:
+    return torch.empty_like(x)

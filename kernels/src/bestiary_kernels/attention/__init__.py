@@ -21,15 +21,30 @@ def paged_attention(
     query_starts: Tensor,
     context_lens: Tensor,
     scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    visible: Tensor | None = None,
+    causal: bool = True,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Return causal attention [T, Hq, D] of a ragged batch over the paged cache; prefill and decode in one call.
+    """Return attention [T, Hq, D] of a ragged batch over the paged cache; prefill and decode in one call.
 
     q is [T, Hq, D], tokens may be strided; the caches are [blocks, Hk, B, D], each block dense, and Hk divides Hq.
     block_tables is int32 [S, max_blocks], query_starts int32 [S + 1] (cumulative, from 0 to T), context_lens int32 [S]:
     all tokens of the sequence, this step's included. Query i of a sequence stands at context_len - query_len + i and
-    sees the keys 0 to there. Computed in float32, rounded once. `out` receives the result if given (dense). Raises
-    ValueError for shapes, starts or lengths that do not fit, IndexError for a block id outside the cache.
+    sees the keys 0 to there. Computed in float32, rounded once. `out` receives the result if given (dense).
+
+    `window`: of those keys it sees the last `window`, its own included; blocks wholly before all windows are never
+    read, whatever id stands in their place. `visible`, int32 [S]: the first tokens of a sequence that see one another
+    whole, also keys that stand after them or before their window (prefix LM). Not `causal`: every query sees all
+    context_len keys, which need not be the queries' own (cross attention); without any it gets zeros. `softcap` c turns
+    scaled scores into c tanh(score / c) (Gemma 2, arXiv 2408.00118). `slopes` [Hq] then adds slope x key position,
+    formed in the slopes' own dtype (ALiBi, arXiv 2108.12409).
+
+    Raises ValueError for shapes, settings, starts or lengths that do not fit, IndexError for a block id outside the
+    cache.
     """
     _, q_heads, width = q.shape
     _, kv_heads, _, cache_width = cache_shape = k_cache.shape
@@ -44,35 +59,50 @@ def paged_attention(
         or not (out is None or (out.shape == q.shape and out.dtype is q.dtype))
     ):
         raise ValueError("paged_attention: the shapes of q, caches, tables, starts, lengths and out do not fit")
-    kernels = library.native(q)
-    call = None if kernels is None else _describe(q, k_cache, v_cache, block_tables, query_starts, context_lens)
-    if kernels is None or call is None or not (out is None or out.is_contiguous()):
+    plain = causal and window is None and softcap is None and slopes is None and visible is None
+    kernels = library.native(q) if plain else None
+    y = None
+    if kernels is not None:
+        y = _native(kernels, q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, out)
+    if y is None:
+        _check(q_heads, sequences, window, softcap, slopes, visible, causal)
         function = _operator if library.is_traced(q) else reference.paged_attention
-        y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale)
+        settings = (scale, window, softcap, slopes, visible, causal)
+        y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, *settings)
         return y if out is None else out.copy_(y)
-    if out is None:
-        out = q.new_empty(q.shape)
-    failed = kernels.paged_attention(
-        library.IS_BF16[q.dtype],
-        q.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        out.data_ptr(),
-        block_tables.data_ptr(),
-        query_starts.data_ptr(),
-        context_lens.data_ptr(),
-        scale,
-        call,
-    )
-    if failed:
-        library.fail("paged_attention", failed)
-    return out
+    return y
 
 
-def _describe(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_starts: Tensor, context_lens: Tensor
-) -> bytes | None:
-    """The sizes that the C++ function reads; None where it does not know the dtypes or layouts."""
+def _check(
+    q_heads: int,
+    sequences: int,
+    window: int | None,
+    softcap: float | None,
+    slopes: Tensor | None,
+    visible: Tensor | None,
+    causal: bool,
+) -> None:
+    """Raise ValueError for a setting that means nothing."""
+    if not (window is None or window > 0) or not (softcap is None or softcap > 0):
+        raise ValueError(f"paged_attention: window {window} and softcap {softcap} must be above 0, or None")
+    if not (slopes is None or slopes.shape == (q_heads,)) or not (visible is None or visible.shape == (sequences,)):
+        raise ValueError("paged_attention: slopes must be one number a query head, visible one a sequence")
+    if not causal and (window is not None or visible is not None):
+        raise ValueError("paged_attention: window and visible count from a query's own place; they need causal=True")
+
+
+def _native(
+    kernels: library.Kernels,
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    out: Tensor | None,
+) -> Tensor | None:
+    """Call the C++ function; None where it does not know the dtypes or layouts."""
     dtype = q.dtype
     tokens, q_heads, width = q.shape
     blocks, kv_heads, block_size, _ = k_cache.shape
@@ -85,21 +115,27 @@ def _describe(
         or not (block_tables.is_contiguous() and query_starts.is_contiguous() and context_lens.is_contiguous())
         or q_stride[1:] != (width, 1)
         or not k_stride[1:] == v_stride[1:] == (block_size * width, width, 1)
+        or not (out is None or out.is_contiguous())
     ):
         return None
-    return _CALL.pack(
-        tokens,
-        sequences,
-        q_heads,
-        kv_heads,
-        width,
-        q_stride[0],
-        k_stride[0],
-        v_stride[0],
-        blocks,
-        block_size,
-        max_blocks,
+    if out is None:
+        out = q.new_empty(q.shape)
+    sizes = (tokens, sequences, q_heads, kv_heads, width, q_stride[0], k_stride[0], v_stride[0])
+    failed = kernels.paged_attention(
+        library.IS_BF16[dtype],
+        q.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        out.data_ptr(),
+        block_tables.data_ptr(),
+        query_starts.data_ptr(),
+        context_lens.data_ptr(),
+        scale,
+        _CALL.pack(*sizes, blocks, block_size, max_blocks),
     )
+    if failed:
+        library.fail("paged_attention", failed)
+    return out
 
 
 @torch.library.custom_op("bestiary::paged_attention", mutates_args=())
@@ -111,8 +147,14 @@ def _operator(
     query_starts: Tensor,
     context_lens: Tensor,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    visible: Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor:
-    return reference.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale)
+    settings = (scale, window, softcap, slopes, visible, causal)
+    return reference.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, *settings)
 
 
 @_operator.register_fake
@@ -124,5 +166,10 @@ def _shapes(
     query_starts: Tensor,
     context_lens: Tensor,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    visible: Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor:
     return q.new_empty(q.shape)

@@ -16,33 +16,78 @@ def paged_attention(
     query_starts: Tensor,
     context_lens: Tensor,
     scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    visible: Tensor | None = None,
+    causal: bool = True,
 ) -> Tensor:
-    """Return softmax(scale q k^T) v per sequence, causal, in float32, rounded once to q's dtype.
+    """Return softmax(scale q k^T) v per sequence in float32, rounded once to q's dtype.
 
-    Shapes as in `bestiary_kernels.paged_attention`. Raises IndexError for a block id outside the cache and ValueError
-    for starts and lengths that do not fit.
+    Shapes and settings as in `bestiary_kernels.paged_attention`, but values may have a width of their own. Raises
+    IndexError for a block id outside the cache and ValueError for starts and lengths that do not fit.
     """
-    tokens, q_heads, width = q.shape
-    blocks, kv_heads, block_size, _ = k_cache.shape
     starts, contexts = query_starts.tolist(), context_lens.tolist()
-    if starts[0] != 0 or starts[-1] != tokens or starts != sorted(starts):
+    prefixes = [0] * len(contexts) if visible is None else visible.tolist()
+    if starts[0] != 0 or starts[-1] != len(q) or starts != sorted(starts):
         library.fail("paged_attention", library.BAD_RAGGED)
-    out = torch.empty(tokens, q_heads, width, dtype=q.dtype, device=q.device)
-    for start, end, context, table in zip(starts[:-1], starts[1:], contexts, block_tables, strict=True):
-        pages = -(-context // block_size)
-        if context < end - start or pages > len(table):
+    out = q.new_empty(*q.shape[:-1], v_cache.shape[-1])
+    for start, end, context, prefix, table in zip(
+        starts[:-1], starts[1:], contexts, prefixes, block_tables, strict=True
+    ):
+        position = context - (end - start)  # of the first query
+        if causal and position < 0:
             library.fail("paged_attention", library.BAD_RAGGED)
-        ids = table[:pages].long()
-        if bool(((ids < 0) | (ids >= blocks)).any()):
-            library.fail("paged_attention", library.BAD_BLOCK)
+        first = 0 if window is None or position < prefix else max(0, position - window + 1)
+        ids = _blocks(table, first, context, k_cache)
         if end == start:
             continue
-        k = k_cache[ids].transpose(0, 1).reshape(kv_heads, -1, width)[:, :context].float()
-        v = v_cache[ids].transpose(0, 1).reshape(kv_heads, -1, width)[:, :context].float()
-        rows = q[start:end].float().view(end - start, kv_heads, -1, width).permute(1, 2, 0, 3)  # [Hk, group, L, D]
-        scores = rows @ k[:, None].transpose(-1, -2) * scale
-        position = torch.arange(context - (end - start), context, device=q.device)
-        hidden = torch.arange(context, device=q.device) > position[:, None]
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        out[start:end] = (weights @ v[:, None]).permute(2, 0, 1, 3).reshape(end - start, q_heads, width)
+        k, v = (_rows(cache, ids, first, context) for cache in (k_cache, v_cache))
+        scores = _scores(q[start:end], k, first, scale, softcap, slopes)
+        if causal:
+            scores = scores.masked_fill(_hidden(position, first, context, window, prefix, q.device), float("-inf"))
+        out[start:end] = (scores.softmax(-1) @ v[:, None]).permute(2, 0, 1, 3).flatten(1, 2)
     return out
+
+
+def _blocks(table: Tensor, first: int, context: int, cache: Tensor) -> Tensor:
+    """Ids of the blocks with the keys from `first` on."""
+    blocks, _, block_size, _ = cache.shape
+    pages = -(-context // block_size)
+    if pages > len(table):
+        library.fail("paged_attention", library.BAD_RAGGED)
+    ids = table[first // block_size : pages].long()
+    if bool(((ids < 0) | (ids >= blocks)).any()):
+        library.fail("paged_attention", library.BAD_BLOCK)
+    return ids
+
+
+def _rows(cache: Tensor, ids: Tensor, first: int, context: int) -> Tensor:
+    """The cache's rows of the tokens `first` to `context`, which lie in the blocks `ids`: float32 [Hk, tokens, D]."""
+    _, heads, block_size, width = cache.shape
+    skipped = first % block_size
+    rows = cache[ids].transpose(0, 1).reshape(heads, -1, width)
+    return rows[:, skipped : skipped + context - first].float()
+
+
+def _scores(q: Tensor, k: Tensor, first: int, scale: float, softcap: float | None, slopes: Tensor | None) -> Tensor:
+    """What each query thinks of each key, [Hk, group, queries, keys]; the first key stands at `first`."""
+    kv_heads, keys, width = k.shape
+    rows = q.float().view(len(q), kv_heads, -1, width).permute(1, 2, 0, 3)
+    scores = rows @ k[:, None].transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if slopes is not None:
+        bias = slopes[:, None] * torch.arange(first, first + keys, device=q.device)
+        scores = scores + bias.float().view(kv_heads, -1, 1, keys)
+    return scores
+
+
+def _hidden(position: int, first: int, context: int, window: int | None, prefix: int, device: torch.device) -> Tensor:
+    """Which of the keys `first` to `context` are hidden from the queries from `position` on, [queries, keys]."""
+    query = torch.arange(position, context, device=device)[:, None]
+    key = torch.arange(first, context, device=device)
+    hidden = key > query
+    if window is not None:
+        hidden |= query - key >= window
+    return hidden & ~((query < prefix) & (key < prefix))

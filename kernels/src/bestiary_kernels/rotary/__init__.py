@@ -1,4 +1,4 @@
-"""Rotary embedding and cache write. Shapes: T tokens, H heads, D head size, R rotary dimensions, B block size."""
+"""Rotary embedding, alone or with a cache write. Shapes: T tokens, H heads, D head size, R rotary width, B block size."""
 
 from struct import Struct
 
@@ -8,9 +8,22 @@ from torch import Tensor
 from bestiary_kernels import library
 from bestiary_kernels.rotary import reference
 
-__all__ = ["rotary_cache_write"]
+__all__ = ["rotary", "rotary_cache_write"]
 
 _CALL = Struct("13qi")  # RotaryCall in cpu.cpp
+
+
+def rotary(x_THD: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool = False) -> Tensor:
+    """Return x [T, H, D] with the first R numbers of each head rotated, in memory of its own.
+
+    x may be a slice of any strides; cos_sin, positions int64 [T] and `interleaved` are as in `rotary_cache_write`.
+    Raises ValueError for shapes that do not fit, IndexError for a position outside cos_sin.
+    """
+    tokens, _, width = x_THD.shape
+    if cos_sin.dim() != 3 or cos_sin.shape[1] != 2 or 2 * cos_sin.shape[2] > width or positions.shape != (tokens,):
+        raise ValueError("rotary: the shapes of x, cos_sin and positions do not fit")
+    function = _plain_operator if library.is_traced(x_THD) else reference.rotary
+    return function(x_THD, cos_sin, positions, interleaved)
 
 
 def rotary_cache_write(
@@ -147,3 +160,13 @@ def _shapes(
     interleaved: bool = False,
 ) -> None:
     return None
+
+
+@torch.library.custom_op("bestiary::rotary", mutates_args=())
+def _plain_operator(x: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool = False) -> Tensor:
+    return reference.rotary(x, cos_sin, positions, interleaved)
+
+
+@_plain_operator.register_fake
+def _plain_shape(x: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool = False) -> Tensor:
+    return x.new_empty(x.shape)

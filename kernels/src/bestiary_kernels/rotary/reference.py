@@ -1,11 +1,11 @@
-"""Rotary embedding and cache write in torch: the meaning of `rotary_cache_write`."""
+"""Rotary embedding, and cache write, in torch: the meaning of `rotary` and `rotary_cache_write`."""
 
 import torch
 from torch import Tensor
 
 from bestiary_kernels import library
 
-__all__ = ["rotary_cache_write"]
+__all__ = ["rotary", "rotary_cache_write"]
 
 
 def _rotate(x: Tensor, cos_sin_T2R: Tensor, interleaved: bool) -> None:
@@ -18,6 +18,20 @@ def _rotate(x: Tensor, cos_sin_T2R: Tensor, interleaved: bool) -> None:
     turned_first, turned_second = a * cos - b * sin, b * cos + a * sin  # both before either is written: a may be first
     first.copy_(turned_first)
     second.copy_(turned_second)
+
+
+def _angles(operation: str, cos_sin: Tensor, positions: Tensor) -> Tensor:
+    """The table's rows of the positions, [T, 2, R/2]."""
+    if bool(((positions < 0) | (positions >= cos_sin.shape[0])).any()):
+        library.fail(operation, library.BAD_POSITION)
+    return cos_sin[positions]
+
+
+def rotary(x: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool = False) -> Tensor:
+    """Return x rotated (Su et al., arXiv 2104.09864), in float32 and rounded once. Raises IndexError as its caller."""
+    y = x.clone(memory_format=torch.contiguous_format)
+    _rotate(y, _angles("rotary", cos_sin, positions), interleaved)
+    return y
 
 
 def rotary_cache_write(
@@ -39,9 +53,7 @@ def rotary_cache_write(
     if bool((slots >= blocks * block_size).any()):
         library.fail("rotary_cache_write", library.BAD_SLOT)
     if cos_sin is not None:
-        if bool(((positions < 0) | (positions >= cos_sin.shape[0])).any()):
-            library.fail("rotary_cache_write", library.BAD_POSITION)
-        angles = cos_sin[positions]
+        angles = _angles("rotary_cache_write", cos_sin, positions)
         _rotate(q, angles, interleaved)
         _rotate(k, angles, interleaved)
     written = torch.nonzero(slots >= 0).squeeze(-1)

@@ -1,0 +1,107 @@
+"""Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434): a small row a token stands for all heads' keys."""
+
+import torch
+from torch import Tensor, nn
+
+import bestiary_kernels as kernels
+from bestiary.batch import Batch
+from bestiary.blocks.kept import Latent
+from bestiary.blocks.leaf import Leaf
+from bestiary.blocks.linear import Linear
+from bestiary.blocks.mixer import Mixer
+from bestiary.blocks.norm import RMSNorm
+from bestiary.blocks.rotary import Rope
+
+__all__ = ["LatentAttention"]
+
+
+class _Up(Leaf):
+    """What makes a head's keys and values out of a latent row. It is never multiplied with one: see `forward` below."""
+
+    weight: nn.Parameter
+
+    def __init__(self, inputs: int, heads: int, k_dim: int, v_dim: int) -> None:
+        super().__init__()
+        self.inputs, self.heads, self.unit = inputs, heads, min(k_dim, v_dim)
+        self.parts = {"k": heads * k_dim, "v": heads * v_dim}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A weight [heads x (k_dim + v_dim), latent width]."""
+        return {"weight": (sum(self.parts.values()), self.inputs)}
+
+    def of(self, part: str) -> Tensor:
+        """[heads, head size, latent width] of keys or values."""
+        return self.weight[self.rows_of(part)].view(self.heads, -1, self.inputs)
+
+
+class LatentAttention(Mixer):
+    """Causal attention whose cache holds one row of `kv_rank` + `rope.dim` numbers a token for all heads.
+
+    A key is W_k times the latent row c, so that q . W_k c = (W_kᵀ q) . c: queries go down to the latent's width instead
+    of keys up, and what attention gathers comes up through W_v afterwards. Only the last `rope.dim` numbers of queries
+    and keys turn with the position. `q_rank`: queries too come through a narrow matrix; None: they do not.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        q_rank: int | None,
+        kv_rank: int,
+        plain_dim: int,
+        rope: Rope,
+        v_dim: int,
+        eps: float,
+        scale: float,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_rank, self.plain_dim, self.scale = heads, kv_rank, plain_dim, scale
+        self.rope, self.rope_dim = rope, rope.dim
+        self.keeps = Latent(kv_rank + rope.dim)
+        head_dim = plain_dim + rope.dim
+        self.q_down = None if q_rank is None else Linear(width, q_rank, "whole", bias=bias)
+        self.q_norm = None if q_rank is None else RMSNorm(q_rank, eps)
+        self.q = Linear(width if q_rank is None else q_rank, heads * head_dim, "column", unit=head_dim)
+        self.kv_down = Linear(width, kv_rank + rope.dim, "whole", bias=bias)
+        self.kv_norm = RMSNorm(kv_rank, eps)
+        self.up = _Up(kv_rank, heads, plain_dim, v_dim)
+        self.out = Linear(heads * v_dim, width, "row", bias=bias)
+
+    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        """[T, width] to [T, width]; this step's latent rows stay in the cache."""
+        (cache,) = batch.caches[self.slot]
+        pages = batch.pages[self.group]
+        kernels.cache_write(self._latent(x_TD, batch), pages.slots, cache)
+        mixed_THC = kernels.latent_attention(
+            self._queries(x_TD, batch),
+            cache,
+            self.kv_rank,
+            pages.blocks,
+            batch.query_starts,
+            batch.context_lens,
+            self.scale,
+        )
+        values_THV = torch.einsum("thc,hvc->thv", mixed_THC, self.up.of("v"))
+        y_TD: Tensor = self.out(values_THV.reshape(x_TD.shape[0], -1))
+        return y_TD
+
+    def _latent(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        """[T, kv_rank + rope.dim] what is kept of each token."""
+        row, turning = self.kv_down(x_TD).split_with_sizes((self.kv_rank, self.rope_dim), -1)
+        turned = self._turn(turning[:, None], batch)[:, 0]
+        return torch.cat((self.kv_norm(row.contiguous())[0], turned), -1)
+
+    def _queries(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        """[T, heads, kv_rank + rope.dim] queries as the latent rows understand them."""
+        if self.q_down is not None and self.q_norm is not None:
+            x_TD = self.q_norm(self.q_down(x_TD))[0]
+        q_THD: Tensor = self.q(x_TD).view(x_TD.shape[0], self.heads, -1)
+        plain, turning = q_THD.split_with_sizes((self.plain_dim, self.rope_dim), -1)
+        down = torch.einsum("thd,hdc->thc", plain, self.up.of("k"))
+        return torch.cat((down, self._turn(turning, batch)), -1)
+
+    def _turn(self, x_THD: Tensor, batch: Batch) -> Tensor:
+        assert self.rope is not None and self.angles is not None
+        return kernels.rotary(x_THD.contiguous(), self.angles, batch.positions, self.rope.interleaved)

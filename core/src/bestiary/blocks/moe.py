@@ -1,0 +1,106 @@
+"""A mixture of experts (Shazeer et al. 2017, arXiv 1701.06538): a router sends each token to a few of many MLPs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import bestiary_kernels as kernels
+from bestiary.batch import Batch
+from bestiary.blocks.leaf import Block, Leaf
+from bestiary.blocks.linear import Linear
+from bestiary.blocks.mlp import Gate, GatedMLP
+from bestiary.checkpoint import Place
+from bestiary.errors import TensorMismatch
+
+__all__ = ["Experts", "MoE", "Routing"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How experts are chosen: the `top_k` best by softmax, weighed by it.
+
+    `renormalise`: the chosen weights add up to 1. `groups` > 1: only experts of the `top_groups` best groups may be
+    chosen (DeepSeek-AI 2024, arXiv 2405.04434). `scale` multiplies the weights in the end.
+    """
+
+    top_k: int
+    renormalise: bool
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+
+
+class Experts(Leaf):
+    """One matrix of every expert, stacked: [experts, outputs, inputs]."""
+
+    weight: nn.Parameter
+
+    def __init__(self, count: int, inputs: int, outputs: dict[str, int]) -> None:
+        super().__init__()
+        self.stack, self.inputs, self.parts = count, inputs, outputs
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A weight [experts, outputs, inputs]."""
+        return {"weight": (self.stack, sum(self.parts.values()), self.inputs)}
+
+    def expected(self) -> Iterator[Place]:
+        """Every part of every expert."""
+        for index in range(self.stack):
+            for part in self.parts:
+                yield part, "weight", index
+
+    def fill(self, part: str | None, suffix: str, tensor: Tensor, index: int | None) -> None:
+        """Copy one part of one expert in."""
+        if suffix != "weight" or index is None or index >= self.stack:
+            raise TensorMismatch(f"the model has weights of {self.stack} experts here")
+        target = self.weight[index, self.rows_of(part if part is not None else next(iter(self.parts)))]
+        if tensor.shape != target.shape:
+            raise TensorMismatch(f"shape {tuple(tensor.shape)}, and the model needs {tuple(target.shape)}")
+        target.copy_(tensor)
+
+
+class MoE(Block):
+    """The chosen experts' gated MLPs, weighed and added; perhaps with one that every token goes through.
+
+    `shared` is the width of that one, 0 for none; with `shared_gate` a sigmoid of the token decides how much it counts.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        inner: int,
+        experts: int,
+        routing: Routing,
+        *,
+        act: Gate = "silu",
+        shared: int = 0,
+        shared_gate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.routing, self.act = routing, act
+        self.router = Linear(width, experts, "whole")
+        self.gate_up = Experts(experts, width, {"gate": inner, "up": inner})
+        self.down = Experts(experts, inner, {"out": width})
+        self.shared = GatedMLP(width, shared, act=act) if shared else None
+        self.shared_gate = Linear(width, 1, "whole") if shared_gate else None
+
+    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        """[T, width] to [T, width]."""
+        to = self.routing
+        weights_TK, experts_TK = kernels.route(
+            self.router(x_TD),
+            to.top_k,
+            renormalise=to.renormalise,
+            scale=to.scale,
+            groups=to.groups,
+            top_groups=to.top_groups,
+        )
+        y_TD = kernels.moe(x_TD, self.gate_up.weight, self.down.weight, weights_TK, experts_TK, self.act)
+        if self.shared is None:
+            return y_TD
+        all_TD: Tensor = self.shared(x_TD, batch)
+        if self.shared_gate is not None:
+            all_TD = all_TD * torch.sigmoid(self.shared_gate(x_TD))
+        return y_TD + all_TD

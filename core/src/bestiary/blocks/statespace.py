@@ -1,0 +1,125 @@
+"""Selective state spaces (Gu and Dao 2023, arXiv 2312.00752): a state of fixed size instead of keys and values."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import bestiary_kernels as kernels
+from bestiary.batch import Batch
+from bestiary.blocks.kept import State
+from bestiary.blocks.leaf import Leaf
+from bestiary.blocks.linear import Linear
+from bestiary.blocks.mixer import Mixer
+from bestiary.blocks.norm import RMSNorm
+
+__all__ = ["Mamba"]
+
+
+class _Convolution(Leaf):
+    """A filter over the last `taps` tokens for each channel."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, channels: int, taps: int, *, bias: bool) -> None:
+        super().__init__()
+        self.channels, self.taps, self.has_bias = channels, taps, bias
+        self.parts = {"out": channels}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A weight [channels, 1, taps] and perhaps a bias [channels]."""
+        weight = {"weight": (self.channels, 1, self.taps)}
+        return {**weight, "bias": (self.channels,)} if self.has_bias else {**weight}
+
+
+class _Exact(Leaf):
+    """A tensor that stays in float32 whatever the model's dtype, since it acts on a state over and over."""
+
+    weight: nn.Parameter
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.parts = {"out": shape[0]}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A weight of that shape."""
+        return {"weight": self.shape}
+
+    def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Make it, in float32."""
+        super().allocate(torch.float32, device)
+
+
+class Mamba(Mixer):
+    """The mixer of Mamba: x and z in, convolve x, scan it with steps, inputs and outputs read off x itself, gate by z.
+
+    `norm_eps`: steps, inputs and outputs are normalised first (Lieber et al. 2024, arXiv 2403.19887).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        inner: int,
+        state: int,
+        taps: int,
+        step_rank: int,
+        bias: bool = False,
+        conv_bias: bool = True,
+        norm_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.sizes = (step_rank, state, state)
+        self.keeps = State(shapes=((inner, taps - 1), (inner, state)), exact=(False, True))
+        self.into = Linear(width, {"x": inner, "z": inner}, "column", bias=bias)
+        self.conv = _Convolution(inner, taps, bias=conv_bias)
+        self.select = Linear(inner, sum(self.sizes), "row")
+        self.step = Linear(step_rank, inner, "column", bias=True)
+        self.decay, self.skip = _Exact(inner, state), _Exact(inner)
+        self.out = Linear(inner, width, "row", bias=bias)
+        self.step_norm, self.input_norm, self.output_norm = (
+            None if norm_eps is None else RMSNorm(size, norm_eps) for size in self.sizes
+        )
+
+    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        """[T, width] to [T, width]; the sequences' states move on."""
+        columns, state = batch.caches[self.slot]
+        slots = batch.states[self.group]
+        x_TC, z_TC = self.into(x_TD).chunk(2, -1)
+        x_TC = kernels.causal_conv(
+            x_TC.contiguous(),
+            self.conv.weight[:, 0],
+            self.conv.bias if self.conv.has_bias else None,
+            columns,
+            slots.read,
+            slots.write,
+            batch.query_starts,
+            slots.fresh,
+            "silu",
+        )
+        step_TC, input_TN, output_TN = self._selected(x_TC)
+        y_TC = kernels.selective_scan(
+            x_TC,
+            step_TC,
+            -torch.exp(self.decay.weight),
+            input_TN,
+            output_TN,
+            self.skip.weight,
+            state,
+            slots.read,
+            slots.write,
+            batch.query_starts,
+            slots.fresh,
+        )
+        y_TD: Tensor = self.out(y_TC * F.silu(z_TC))
+        return y_TD
+
+    def _selected(self, x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[T, inner] the length of each channel's step, [T, state] what enters the state, [T, state] what is read."""
+        found = [part.contiguous() for part in self.select(x_TC).split_with_sizes(self.sizes, -1)]
+        norms = (self.step_norm, self.input_norm, self.output_norm)
+        step_TR, input_TN, output_TN = (
+            part if norm is None else norm(part)[0] for part, norm in zip(found, norms, strict=True)
+        )
+        return F.softplus(self.step(step_TR)), input_TN, output_TN

@@ -1,0 +1,96 @@
+"""Multi-head latent attention over its own cache, which holds one row a token for all heads.
+
+Shapes: T query tokens, S sequences, H heads, D width of a row, B block size.
+"""
+
+import torch
+from torch import Tensor
+
+from bestiary_kernels import library
+from bestiary_kernels.attention import paged_attention
+from bestiary_kernels.latent import reference
+
+__all__ = ["cache_write", "latent_attention"]
+
+
+def cache_write(rows_TD: Tensor, slots: Tensor, cache: Tensor) -> None:
+    """Write row t of [T, D] to slot `slots[t]` of the cache [blocks, B, D]; slot = block * B + offset, int64 [T].
+
+    A negative slot is not written; slots must be distinct. Raises ValueError for shapes or dtypes that do not fit,
+    IndexError for a slot outside the cache; nothing is written then.
+    """
+    if cache.dim() != 3 or rows_TD.shape != (*slots.shape, cache.shape[2]) or rows_TD.dtype is not cache.dtype:
+        raise ValueError("cache_write: the shapes or dtypes of rows, slots and cache do not fit")
+    (_write_operator if library.is_traced(rows_TD) else reference.cache_write)(rows_TD, slots, cache)
+
+
+def latent_attention(
+    q_THD: Tensor,
+    cache: Tensor,
+    value_dim: int,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return causal attention [T, H, value_dim] of a ragged batch over latent rows (DeepSeek-V2, arXiv 2405.04434).
+
+    A row of the cache [blocks, B, D] is the key of its token for all heads, and its first `value_dim` numbers are the
+    value: the absorbed form, where queries carry the key projection and the caller applies the value projection after.
+    q is [T, H, D]; the rest, and what is raised, is as in `paged_attention`.
+    """
+    tokens, heads, width = q_THD.shape
+    (sequences,) = context_lens.shape
+    shape = (tokens, heads, value_dim)
+    if cache.dim() != 3 or cache.shape[2] != width or not 0 < value_dim <= width:
+        raise ValueError(f"latent_attention: q has width {width}, the cache {tuple(cache.shape)}, values {value_dim}")
+    if query_starts.shape != (sequences + 1,) or block_tables.dim() != 2 or block_tables.shape[0] != sequences:
+        raise ValueError("latent_attention: the shapes of tables, starts and lengths do not fit")
+    if out is not None and (out.shape != shape or out.dtype is not q_THD.dtype):
+        raise ValueError(f"latent_attention: out must be {shape} in q's dtype")
+    if library.is_traced(q_THD):
+        y = _operator(q_THD, cache, value_dim, block_tables, query_starts, context_lens, scale)
+    elif library.native(q_THD) is None:
+        y = reference.latent_attention(q_THD, cache, value_dim, block_tables, query_starts, context_lens, scale)
+    else:
+        # The kernel for one head of keys and values knows no values that are narrower: it sums all of the rows.
+        rows = cache[:, None]
+        y = paged_attention(q_THD, rows, rows, block_tables, query_starts, context_lens, scale)[..., :value_dim]
+    return y.contiguous() if out is None else out.copy_(y)
+
+
+@torch.library.custom_op("bestiary::cache_write", mutates_args=("cache",))
+def _write_operator(rows: Tensor, slots: Tensor, cache: Tensor) -> None:
+    reference.cache_write(rows, slots, cache)
+
+
+@_write_operator.register_fake
+def _nothing(rows: Tensor, slots: Tensor, cache: Tensor) -> None:
+    return None
+
+
+@torch.library.custom_op("bestiary::latent_attention", mutates_args=())
+def _operator(
+    q: Tensor,
+    cache: Tensor,
+    value_dim: int,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+) -> Tensor:
+    return reference.latent_attention(q, cache, value_dim, block_tables, query_starts, context_lens, scale)
+
+
+@_operator.register_fake
+def _shape(
+    q: Tensor,
+    cache: Tensor,
+    value_dim: int,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+) -> Tensor:
+    return q.new_empty(*q.shape[:2], value_dim)

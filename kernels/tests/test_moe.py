@@ -1,0 +1,153 @@
+"""route and moe: against transformers' Mixtral and DeepSeek-V2 and against a loop over tokens."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bestiary_kernels import moe, route
+from bestiary_kernels.activation.reference import ACTIVATIONS
+from bestiary_kernels.moe import _operator, _route_operator
+
+from .cases import assert_rounds_to
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def weights_of(experts: int, width: int, inner: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    gate_up, down = torch.randn(experts, 2 * inner, width), torch.randn(experts, width, inner)
+    return (gate_up * width**-0.5).to(dtype), (down * inner**-0.5).to(dtype)
+
+
+@pytest.fixture(scope="module")
+def mixtral() -> Any:
+    """transformers' block of 8 experts, 2 of them for each token."""
+    module = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
+    config = module.MixtralConfig(hidden_size=32, intermediate_size=48, num_local_experts=8, num_experts_per_tok=2)
+    config._experts_implementation = "eager"
+    block = module.MixtralSparseMoeBlock(config)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return block.requires_grad_(False).eval()
+
+
+def test_route_is_mixtrals_router(mixtral: Any) -> None:
+    logits, scores, indices = mixtral.gate(torch.randn(40, 32))
+    weights, experts = route(logits, 2, renormalise=True)
+    assert torch.equal(experts, indices)
+    torch.testing.assert_close(weights, scores)
+    assert weights.dtype is torch.float32 and experts.dtype is torch.int64
+
+
+def test_route_and_moe_are_mixtrals_block_in_float32(mixtral: Any) -> None:
+    x = torch.randn(40, 32)
+    chosen = route(x @ mixtral.gate.weight.T, 2, renormalise=True)
+    y = moe(x, mixtral.experts.gate_up_proj, mixtral.experts.down_proj, *chosen)
+    torch.testing.assert_close(y, mixtral(x[None])[0])
+
+
+@pytest.mark.parametrize(("groups", "top_groups"), [(1, 1), (4, 2), (4, 4), (8, 1)])
+def test_route_is_deepseeks_group_limited_router(groups: int, top_groups: int) -> None:
+    module = pytest.importorskip("transformers.models.deepseek_v2.modeling_deepseek_v2")
+    config = module.DeepseekV2Config(
+        hidden_size=32,
+        n_routed_experts=16,
+        num_experts_per_tok=2,
+        n_group=groups,
+        topk_group=top_groups,
+        topk_method="group_limited_greedy",
+        routed_scaling_factor=16.0,
+    )
+    router = module.DeepseekV2TopkRouter(config)
+    torch.nn.init.normal_(router.weight)
+    x = torch.randn(60, 32)
+    logits, expected_weights, expected_experts = router(x[None])
+    weights, experts = route(
+        logits.flatten(0, -2), 2, renormalise=False, scale=16.0, groups=groups, top_groups=top_groups
+    )
+    weights_TE, expected_TE = (
+        torch.zeros(60, 16).scatter_(1, chosen.view(60, 2), weight.view(60, 2).float())
+        for weight, chosen in ((weights, experts), (expected_weights, expected_experts))
+    )
+    torch.testing.assert_close(weights_TE, expected_TE)
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_token_gets_its_best_experts_in_order(dtype: torch.dtype, renormalise: bool) -> None:
+    logits = (torch.randn(30, 12) * 3).to(dtype)
+    weights, experts = route(logits, 5, renormalise=renormalise, scale=2.5)
+    for row in range(30):
+        parts = logits[row].double().exp() / logits[row].double().exp().sum()
+        best = sorted(range(12), key=lambda e: (-float(logits[row, e]), e))[:5]
+        total = float(parts[best].sum()) if renormalise else 1.0
+        torch.testing.assert_close(weights[row], (2.5 * parts[best] / total).float())
+        torch.testing.assert_close(logits[row, experts[row]], logits[row, best])
+
+
+def test_softmax_over_the_chosen_alone_ignores_all_others() -> None:
+    logits = torch.randn(30, 12) * 3
+    weights, experts = route(logits, 3, renormalise=False, softmax_last=True)
+    torch.testing.assert_close(weights, logits.gather(1, experts).softmax(-1))
+    torch.testing.assert_close(weights, route(logits, 3, renormalise=True)[0])
+    grouped, chosen = route(logits - 100, 3, renormalise=False, softmax_last=True, groups=4, top_groups=1)
+    assert (chosen // 3 == logits.argmax(-1, keepdim=True) // 3).all()
+    torch.testing.assert_close(grouped.sum(-1), torch.ones(30))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("act", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize("tokens", [0, 1, 25])
+def test_moe_is_the_weighted_sum_of_the_chosen_experts(tokens: int, act: str, dtype: torch.dtype) -> None:
+    gate_up, down = weights_of(6, 20, 12, dtype)
+    x = torch.randn(tokens, 20).to(dtype)
+    weights, experts = torch.rand(tokens, 3), torch.rand(tokens, 6).topk(3).indices
+    y = moe(x, gate_up, down, weights, experts, act)
+    expected = torch.zeros(tokens, 20, dtype=torch.float64)
+    for row in range(tokens):
+        for weight, expert in zip(weights[row], experts[row], strict=True):
+            gate, up = (gate_up[expert].double() @ x[row].double()).chunk(2)
+            expected[row] += weight.double() * (down[expert].double() @ (ACTIVATIONS[act](gate) * up))
+    assert_rounds_to(y, expected.to(dtype), steps=2.0, floor=2e-5 if dtype is torch.float32 else 2e-2)
+
+
+def test_experts_that_nobody_chose_are_not_read() -> None:
+    gate_up, down = weights_of(4, 8, 6)
+    x, weights, experts = torch.randn(3, 8), torch.ones(3, 1), torch.tensor([[0], [2], [0]])
+    before = moe(x, gate_up, down, weights, experts)
+    gate_up[[1, 3]], down[[1, 3]] = float("nan"), float("nan")
+    assert torch.equal(moe(x, gate_up, down, weights, experts), before)
+
+
+@pytest.mark.parametrize("expert", [-1, 4])
+def test_an_expert_outside_the_weights_is_refused(expert: int) -> None:
+    with pytest.raises(IndexError, match="outside the 4"):
+        moe(torch.randn(1, 8), *weights_of(4, 8, 6), torch.ones(1, 1), torch.tensor([[expert]]))
+
+
+def test_numbers_and_shapes_that_do_not_fit_are_refused() -> None:
+    logits = torch.randn(2, 8)
+    for wrong in ({"top_k": 9}, {"top_k": 0}, {"groups": 3}, {"groups": 4, "top_groups": 5}, {"groups": 4, "top_k": 3}):
+        with pytest.raises(ValueError, match="route"):
+            route(logits, **{"top_k": 2, "renormalise": True, **wrong})
+    gate_up, down = weights_of(4, 8, 6)
+    chosen = torch.ones(3, 2), torch.zeros(3, 2, dtype=torch.int64)
+    with pytest.raises(ValueError, match="moe: the shapes"):
+        moe(torch.randn(3, 7), gate_up, down, *chosen)
+    with pytest.raises(ValueError, match="moe: the shapes"):
+        moe(torch.randn(2, 8), gate_up, down, *chosen)
+    with pytest.raises(ValueError, match="moe: the shapes"):
+        moe(torch.randn(3, 8).bfloat16(), gate_up, down, *chosen)
+    with pytest.raises(ValueError, match="'swish' is unknown"):
+        moe(torch.randn(3, 8), gate_up, down, *chosen, "swish")
+
+
+def test_the_operators_pass_torchs_checks() -> None:
+    logits = torch.randn(5, 8)
+    torch.library.opcheck(_route_operator, (logits, 2, True, 1.0, 4, 2, False))
+    chosen = route(logits, 2, renormalise=True)
+    torch.library.opcheck(_operator, (torch.randn(5, 6), *weights_of(8, 6, 4), *chosen, "silu"))
+    meta = torch.empty(5, 8, device="meta")
+    weights, experts = route(meta, 2, renormalise=True)
+    assert weights.shape == experts.shape == (5, 2) and experts.dtype is torch.int64
