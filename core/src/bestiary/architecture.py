@@ -47,7 +47,7 @@ class Architecture:
 
     `name` is the string that stands in config.json's `architectures`; `aliases` are other spellings, each with an entry
     point of its own. `model` is the dotted name of the module with `Config`, `describe` and `NAMES`; only the process
-    that runs the model imports it. `tasks` may be given as any set; it is kept frozen, as are `modalities`. Raises
+    that runs the model imports it. `proof` is the dotted name of the module whose CASES the conformance kit runs. `tasks` may be given as any set; it is kept frozen, as are `modalities`. Raises
     PluginBroken for a declaration that cannot be meant.
     """
 
@@ -61,6 +61,7 @@ class Architecture:
     examples: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
+    proof: str | None = None
     api: int = API
 
     def __post_init__(self) -> None:
