@@ -5,6 +5,7 @@ Knows nothing of models, caches as a whole or scheduling; an operation sees tens
 
 from bestiary_kernels.activation import activation, gated_activation
 from bestiary_kernels.attention import paged_attention
+from bestiary_kernels.convolution import causal_conv
 from bestiary_kernels.embedding import embedding
 from bestiary_kernels.latent import cache_write, latent_attention
 from bestiary_kernels.library import Status, status, using
@@ -13,6 +14,7 @@ from bestiary_kernels.measure import matmul_flops, read_bandwidth
 from bestiary_kernels.moe import moe, route
 from bestiary_kernels.norm import add_layer_norm, add_rms_norm
 from bestiary_kernels.rotary import rotary, rotary_cache_write
+from bestiary_kernels.scan import selective_scan
 from bestiary_kernels.tape import Arena, Tape
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "cache_write",
+    "causal_conv",
     "embedding",
     "gated_activation",
     "latent_attention",
@@ -34,6 +37,7 @@ __all__ = [
     "rotary",
     "rotary_cache_write",
     "route",
+    "selective_scan",
     "status",
     "using",
 ]

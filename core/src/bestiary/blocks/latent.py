@@ -104,4 +104,4 @@ class LatentAttention(Mixer):
 
     def _turn(self, x_THD: Tensor, batch: Batch) -> Tensor:
         assert self.rope is not None and self.angles is not None
-        return kernels.rotary(x_THD.contiguous(), self.angles, batch.positions, self.rope.interleaved)
+        return kernels.rotary(x_THD, self.angles, batch.positions, self.rope.interleaved)

@@ -88,7 +88,7 @@ class Mamba(Mixer):
         slots = batch.states[self.group]
         x_TC, z_TC = self.into(x_TD).chunk(2, -1)
         x_TC = kernels.causal_conv(
-            x_TC.contiguous(),
+            x_TC,
             self.conv.weight[:, 0],
             self.conv.bias if self.conv.has_bias else None,
             columns,
@@ -117,7 +117,7 @@ class Mamba(Mixer):
 
     def _selected(self, x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, inner] the length of each channel's step, [T, state] what enters the state, [T, state] what is read."""
-        found = [part.contiguous() for part in self.select(x_TC).split_with_sizes(self.sizes, -1)]
+        found = self.select(x_TC).split_with_sizes(self.sizes, -1)
         norms = (self.step_norm, self.input_norm, self.output_norm)
         step_TR, input_TN, output_TN = (
             part if norm is None else norm(part)[0] for part, norm in zip(found, norms, strict=True)

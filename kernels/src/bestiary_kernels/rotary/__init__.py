@@ -1,4 +1,7 @@
-"""Rotary embedding, alone or with a cache write. Shapes: T tokens, H heads, D head size, R rotary width, B block size."""
+"""Rotary embedding, alone or with a cache write.
+
+Shapes: T tokens, H heads, D head size, R rotary dimensions, B block size.
+"""
 
 from struct import Struct
 

@@ -23,7 +23,7 @@ __all__ = ["NAMES", "Config", "describe"]
 
 
 @dataclass(frozen=True)
-class Every:
+class _Every:
     """Layer i is one of these where i mod `period` is `offset`."""
 
     period: int
@@ -51,8 +51,8 @@ class Config:
     kv_heads: int
     context: int
     eps: float
-    attention: Every
-    sparse: Every
+    attention: _Every
+    sparse: _Every
     experts: int
     top_k: int
     inner: int
@@ -81,8 +81,8 @@ class Config:
             kv_heads=kv_heads,
             context=file.size("max_position_embeddings", 262144),
             eps=file.get("rms_norm_eps", float, 1e-6),
-            attention=Every.read(file, "attn", 8, 4),
-            sparse=Every.read(file, "expert", 2, 1),
+            attention=_Every.read(file, "attn", 8, 4),
+            sparse=_Every.read(file, "expert", 2, 1),
             experts=file.size("num_experts", 16),
             top_k=file.size("num_experts_per_tok", 2),
             inner=file.size("mamba_expand", 2) * width,

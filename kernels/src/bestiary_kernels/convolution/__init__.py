@@ -1,0 +1,75 @@
+"""Causal convolution of each channel by itself, which remembers a sequence's last inputs between steps.
+
+Shapes: T tokens, S sequences, C channels, K taps.
+"""
+
+import torch
+from torch import Tensor
+
+from bestiary_kernels import library
+from bestiary_kernels.activation.reference import ACTIVATIONS
+from bestiary_kernels.convolution import reference
+from bestiary_kernels.states import check
+
+__all__ = ["causal_conv"]
+
+
+def causal_conv(
+    x_TC: Tensor,
+    weight_CK: Tensor,
+    bias_C: Tensor | None,
+    states: Tensor,
+    read_slots: Tensor,
+    write_slots: Tensor,
+    query_starts: Tensor,
+    fresh: Tensor,
+    act: str | None = "silu",
+) -> Tensor:
+    """Return act(sum over k of weight[:, k] * input K - 1 - k tokens before, + bias), [T, C], of a ragged batch.
+
+    `states` is [slots, C, K-1], in any floating dtype: the last inputs of a sequence, the latest last. A sequence
+    begins with those in its slot of `read_slots` (int64 [S]), or with zeros where `fresh` (bool [S]), and leaves its
+    own in its slot of `write_slots`; the two should differ, so that a step can be done again. query_starts is int32
+    [S + 1], `act` a kind of `activation`, or None. Computed in float32, rounded once. Raises ValueError for shapes that
+    do not fit or an unknown act, IndexError for a slot outside `states`; nothing is written then.
+    """
+    channels, taps = weight_CK.shape
+    check("causal_conv", read_slots, write_slots, query_starts, fresh)
+    if x_TC.shape[1:] != (channels,) or states.shape[1:] != (channels, taps - 1):
+        raise ValueError(f"causal_conv: x {tuple(x_TC.shape)} and states {tuple(states.shape)} do not fit the weight")
+    if bias_C is not None and bias_C.shape != (channels,):
+        raise ValueError(f"causal_conv: bias {tuple(bias_C.shape)} is not one number for each of {channels} channels")
+    if act is not None and act not in ACTIVATIONS:
+        raise ValueError(f"causal_conv: act {act!r} is unknown; choose None or one of {', '.join(ACTIVATIONS)}")
+    function = _operator if library.is_traced(x_TC) else reference.causal_conv
+    return function(x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh, act)
+
+
+@torch.library.custom_op("bestiary::causal_conv", mutates_args=("states",))
+def _operator(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: Tensor,
+    read_slots: Tensor,
+    write_slots: Tensor,
+    query_starts: Tensor,
+    fresh: Tensor,
+    act: str | None,
+) -> Tensor:
+    return reference.causal_conv(x, weight, bias, states, read_slots, write_slots, query_starts, fresh, act)
+
+
+@_operator.register_fake
+def _shape(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    states: Tensor,
+    read_slots: Tensor,
+    write_slots: Tensor,
+    query_starts: Tensor,
+    fresh: Tensor,
+    act: str | None,
+) -> Tensor:
+    return x.new_empty(x.shape)
