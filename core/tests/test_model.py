@@ -11,7 +11,7 @@ import torch
 from bestiary import model
 from bestiary.architecture import Architecture, Task
 from bestiary.batch import Batch, Pages
-from bestiary.blocks import Attention, Decoder, Embedding, GatedMLP, Head, Layer, Layers, Linear, RMSNorm, Rope
+from bestiary.blocks import Attention, Decoder, Embedding, GatedMLP, Head, Kind, Layer, Layers, Linear, RMSNorm, Rope
 from bestiary.cache import CacheGroup, store
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names
 from bestiary.errors import ConfigUnsupported, PluginBroken, TensorMismatch
@@ -80,7 +80,7 @@ def batch(tree: Decoder, tokens: list[int], rows: list[int] | None = None, dtype
         pages={0: Pages(torch.arange(4, dtype=torch.int32)[None], torch.arange(n))},
         states={},
         output_rows=None if rows is None else torch.tensor(rows),
-        caches=store.allocate(model.keeps(tree), [(None, None)], [CacheGroup(4)], 16, dtype, CPU),
+        caches=store.allocate(model.keeps(tree), [Kind()], [CacheGroup(4)], 16, dtype, CPU),
     )
 
 

@@ -391,7 +391,7 @@ def test_a_sequence_counts_what_was_asked_and_what_was_answered() -> None:
 def test_capacity_is_counted_in_tokens() -> None:
     cache = scheduler(blocks=3, block_size=5).cache
     assert cache.longest(chunk=4, limit=100) == 15 and cache.longest(chunk=4, limit=7) == 7
-    assert [cache.groups[0].blocks_for(n, 5) for n in (0, 1, 5, 6)] == [0, 1, 1, 2]
+    assert [cache.groups[0].blocks_for(n, 0, 5) for n in (0, 1, 5, 6)] == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -47,8 +47,9 @@ class Architecture:
 
     `name` is the string that stands in config.json's `architectures`; `aliases` are other spellings, each with an entry
     point of its own. `model` is the dotted name of the module with `Config`, `describe` and `NAMES`; only the process
-    that runs the model imports it. `proof` is the dotted name of the module whose CASES the conformance kit runs. `tasks` may be given as any set; it is kept frozen, as are `modalities`. Raises
-    PluginBroken for a declaration that cannot be meant.
+    that runs the model imports it. `proof` is the dotted name of the module whose CASES the conformance kit runs.
+    `tasks` may be given as any set; it is kept frozen, as are `modalities`. Raises PluginBroken for a declaration that
+    cannot be meant.
     """
 
     name: str

@@ -4,11 +4,11 @@ Shapes: T tokens of the step, ragged over its S sequences; R rows whose output i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-__all__ = ["Batch", "Pages", "Slots"]
+__all__ = ["Batch", "Crossing", "Pages", "Slots", "Vectors"]
 
 
 @dataclass(slots=True)
@@ -32,6 +32,29 @@ class Slots:
 
 
 @dataclass(slots=True)
+class Crossing:
+    """What the sequences look at beside their tokens, of one group of layers: N vectors are new in this step."""
+
+    #: [S, B] int32
+    blocks: Tensor
+    #: [S] int32, vectors that each sequence looks at; 0: none
+    lens: Tensor
+    #: [N, width], and [N] int64 where their keys and values go; None where there is none that is new.
+    vectors: Tensor | None
+    slots: Tensor | None
+
+
+@dataclass(slots=True)
+class Vectors:
+    """What stands in the place of some tokens' embeddings."""
+
+    #: [M] int64, rows of the T
+    rows: Tensor
+    #: [M, width]
+    values: Tensor
+
+
+@dataclass(slots=True)
 class Batch:
     """One step. It is an argument of every `forward`, never a global."""
 
@@ -51,3 +74,11 @@ class Batch:
     #: For each layer of this rank that keeps something, the tensors: keys and values are [blocks, heads, block size,
     #: head size] each.
     caches: Sequence[tuple[Tensor, ...]]
+    #: By group of layers, what sequences look at beside their own tokens.
+    crossings: Mapping[int, Crossing] = field(default_factory=dict)
+    #: Embeddings that come from elsewhere.
+    vectors: Vectors | None = None
+    #: [S] int32, tokens at each sequence's start that are seen from everywhere among them; None: no sequence has any.
+    prefixes: Tensor | None = None
+    #: [axes, T] int64, positions on the axes of a rotation that has several; None: `positions` on each.
+    axes: Tensor | None = None

@@ -1,8 +1,10 @@
 """Requests in, results out: owns scheduler, executor and output. Knows no model and no tensor."""
 
 import random
+import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from bestiary.checkpoint import ConfigFile, generation
 from bestiary.config import EngineConfig
 from bestiary.errors import EngineError, RequestError
 from bestiary.executor import Executor, InlineExecutor
+from bestiary.inputs import NOTHING, Inputs
 from bestiary.output import CompletionOutput, FinishReason, Logprob, OutputText, RequestOutput
 from bestiary.runner import Runner, StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
@@ -87,6 +90,14 @@ class _Request:
         )
 
 
+def _seen(prompt_ids: Sequence[int], inputs: Inputs) -> list[bytes]:
+    """What even the first token's keys depend on: items that all look at, and a prefix that sees itself both ways."""
+    if not inputs.prefix:
+        return [item.digest for item in inputs.crossed]
+    prefix = prompt_ids[: inputs.prefix]
+    return [struct.pack(f"<{len(prefix)}q", *prefix), *(item.digest for item in inputs.items)]
+
+
 class Engine:
     """Serves requests step by step. Nothing here blocks or starts a thread: the caller drives `step`."""
 
@@ -130,7 +141,7 @@ class Engine:
         """Something waits or runs."""
         return bool(self._requests)
 
-    def check(self, prompt_ids: Sequence[int], params: SamplingParams | None) -> None:
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams | None, inputs: Inputs = NOTHING) -> None:
         """Raise RequestError for a request that can never be served here, before anything is taken for it.
 
         Without `params` it is one for vectors, of a model that pools.
@@ -139,6 +150,7 @@ class Engine:
             gives = "vectors: use embed, reward or classify" if params else "tokens: use generate or chat"
             raise RequestError(f"{self.config.model} gives {gives}")
         self._check_prompt(prompt_ids, 0 if params is None else 1)
+        self._check_inputs(prompt_ids, inputs)
         if params is not None:
             self._check_params(params)
 
@@ -157,6 +169,20 @@ class Engine:
                     f"prompt token {place} is {token!r}: ids are whole numbers from 0 to {vocabulary - 1}"
                 )
 
+    def _check_inputs(self, prompt_ids: Sequence[int], inputs: Inputs) -> None:
+        chunk, most = self.config.max_num_batched_tokens, self.executor.most_crossed
+        if inputs.prefix > chunk:
+            raise RequestError(
+                f"the first {inputs.prefix} tokens of the prompt must be computed together, and "
+                f"max_num_batched_tokens={chunk}: raise it, or shorten the prompt"
+            )
+        if inputs.num_crossed > most:
+            raise RequestError(
+                f"the prompt brings {inputs.num_crossed} vectors for the model to look at, and it has room for {most}"
+            )
+        if inputs.spans and inputs.spans[-1].end > len(prompt_ids):
+            raise EngineError("an item stands beyond the end of its prompt")
+
     def _check_params(self, params: SamplingParams) -> None:
         params.check_vocabulary(self.executor.vocabulary)
         for name in ("logprobs", "prompt_logprobs"):
@@ -174,15 +200,16 @@ class Engine:
         prompt: str | None = None,
         cache_salt: str = "",
         final_only: bool = False,
+        inputs: Inputs = NOTHING,
     ) -> None:
-        """Queue a request; without `params`, one for vectors of a model that pools.
+        """Queue a request; without `params`, one for vectors of a model that pools. `inputs` go with the prompt.
 
         Its outputs come from `step`: all along, or only the finished one with `final_only`. Requests with different
         `cache_salt` never share cached blocks.
         """
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use: give each request its own")
-        self.check(prompt_ids, params)
+        self.check(prompt_ids, params, inputs)
         params = _NO_PARAMS if params is None else params.clone()
         own_ends = [] if params.ignore_eos else self._end_ids
         ends = list(dict.fromkeys([*own_ends, *(params.stop_token_ids or ())]))
@@ -190,16 +217,16 @@ class Engine:
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         base = self._seeds.getrandbits(63) if params.seed is None else params.seed
-        root = root_key(cache_salt)
-        request.answers = [self._answer(request, index, base + index, root) for index in range(params.n)]
+        table = partial(BlockTable, root_key(cache_salt, _seen(prompt_ids, inputs)), inputs=inputs)
+        request.answers = [self._answer(request, index, base + index, table()) for index in range(params.n)]
         self._requests[request_id] = request
         for answer in request.answers:
             self._answers[answer.sequence] = answer
             self.scheduler.add(answer.sequence)
 
-    def _answer(self, request: _Request, index: int, seed: int, root: bytes) -> _Answer:
+    def _answer(self, request: _Request, index: int, seed: int, table: BlockTable) -> _Answer:
         params = request.params
-        sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), BlockTable(root))
+        sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), table)
         # What is wanted of each of a prompt's tokens cannot be had of those that are found in the cache.
         sequence.reads_prompt = (index == 0 and params.prompt_logprobs is not None) or self.executor.pools == "all"
         text = OutputText(
@@ -285,6 +312,7 @@ class Engine:
             row.num_vectors = entry.count if self.executor.pools == "all" else int(entry.samples)
         elif entry.samples:
             row.sampling = Row(params, sequence.tokens, sequence.num_prompt, answer.seed, answer.request.end_ids)
+        row.inputs, row.is_crossed = sequence.table.inputs, sequence.has_crossed
         if params.prompt_logprobs is not None and sequence.reads_prompt and entry.start < sequence.num_prompt:
             row.prompt_logprobs = params.prompt_logprobs
             row.successors = sequence.tokens[entry.start + 1 : min(end + 1, sequence.num_prompt)]

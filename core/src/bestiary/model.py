@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bestiary.architecture import Architecture
-from bestiary.blocks import Decoder, Head, Kept, Leaf, Mixer, Rope
+from bestiary.blocks import Decoder, Head, Kept, Kind, Leaf, Mixer, Rope
 from bestiary.blocks.leaf import Block
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
 from bestiary.errors import ConfigUnsupported, PluginBroken
@@ -93,9 +93,9 @@ def keeps(model: Decoder) -> list[Kept]:
     return [mixer.keeps for mixer in _mixers(model)]
 
 
-def kinds(kept: Iterable[Kept]) -> list[tuple[int | None, int | None]]:
-    """The groups of layers whose tables are alike, as (window, fixed blocks); a mixer's group is its place."""
-    return list(dict.fromkeys((layer.window, layer.fixed) for layer in kept))
+def kinds(kept: Iterable[Kept]) -> list[Kind]:
+    """The groups of layers whose tables are alike; a mixer's group is its place."""
+    return list(dict.fromkeys(layer.kind for layer in kept))
 
 
 def _mixers(model: Decoder) -> Iterator[Mixer]:
@@ -118,7 +118,7 @@ def _stage(model: Decoder, mesh: Mesh) -> None:
     if not (mesh.is_first or (mesh.is_last and model.head.tied)):
         del model.embed
     if not mesh.is_first:
-        del model.positions, model.embed_norm
+        del model.positions, model.embed_norm, model.encoder
 
 
 def _is_elsewhere(path: str, model: Decoder) -> bool:
@@ -127,7 +127,7 @@ def _is_elsewhere(path: str, model: Decoder) -> bool:
     if top == "layers":
         number = rest.partition(".")[0]
         return number.isdigit() and int(number) < model.layers.count and number not in model.layers
-    return top in ("embed", "positions", "embed_norm", "norm", "head") and not hasattr(model, top)
+    return top in ("embed", "positions", "embed_norm", "encoder", "norm", "head") and not hasattr(model, top)
 
 
 def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
@@ -138,7 +138,7 @@ def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
 def _number_caches(model: Decoder) -> None:
     groups = kinds(keeps(model))
     for slot, mixer in enumerate(_mixers(model)):
-        mixer.slot, mixer.group = slot, groups.index((mixer.keeps.window, mixer.keeps.fixed))
+        mixer.slot, mixer.group = slot, groups.index(mixer.keeps.kind)
 
 
 def _lay_out_positions(model: Decoder, length: int, device: torch.device) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bestiary.batch import Batch, Pages
-from bestiary.blocks import Decoder
+from bestiary.blocks import Decoder, Kind
 from bestiary_kernels import Arena, Tape
 from bestiary_kernels.linear import MOST_ROWS
 
@@ -39,7 +39,7 @@ class Replays:
     """A recording for each number of rows, made when it is first needed."""
 
     #: The groups of layers of models that can be recorded: one, that keeps every token.
-    KINDS: ClassVar[list[tuple[int | None, int | None]]] = [(None, None)]
+    KINDS: ClassVar[list[Kind]] = [Kind()]
 
     def __init__(self, model: Decoder, caches: Sequence[tuple[Tensor, ...]], block_size: int, longest: int) -> None:
         self._model, self._caches, self._block_size = model, caches, block_size

@@ -11,16 +11,22 @@ from torch import Tensor
 
 from bestiary import model
 from bestiary.architecture import Architecture
-from bestiary.batch import Batch, Pages, Slots
+from bestiary.batch import Batch, Crossing, Pages, Slots, Vectors
 from bestiary.blocks import Pooler
 from bestiary.cache import store
 from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
+from bestiary.encoding import Encoding
 from bestiary.errors import SettingError
+from bestiary.inputs import NOTHING, Inputs
 from bestiary.replay import Replays
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs, sample, top_logprobs
 
 __all__ = ["Runner", "StepResult", "StepRow", "choose_device"]
+
+
+#: Vectors of the items seen last that are kept, so that a prompt in chunks, or asked again, is encoded once.
+_ENCODED = 16384
 
 
 @dataclass(slots=True)
@@ -39,6 +45,9 @@ class StepRow:
     successors: Sequence[int] = ()
     #: Vectors of so many of the last tokens are wanted, from a model that pools.
     num_vectors: int = 0
+    #: What the sequence's prompt brings beside its tokens; and what it looks at is in the cache already.
+    inputs: Inputs = NOTHING
+    is_crossed: bool = False
 
 
 @dataclass(slots=True)
@@ -72,6 +81,8 @@ class Runner:
         self.groups = store.groups(config, kept, kinds, dtype, longest, self.device)
         self.max_model_len = store.fit_length(config, tree.context, self.groups)
         self._caches = store.allocate(kept, kinds, self.groups, self.block_size, dtype, self.device)
+        self.most_crossed = max((group.crossed or 0 for group in self.groups), default=0)
+        self._encoding = Encoding(self._model.encoder, _ENCODED, dtype, self.device)
         self._replays: Replays | None = None
         if self.device.type == "cpu" and kinds == Replays.KINDS:
             self._replays = Replays(self._model, self._caches, self.block_size, self.max_model_len)
@@ -110,21 +121,57 @@ class Runner:
             context_lens=self._move(
                 torch.tensor([row.start + n for row, n in zip(rows, counts, strict=True)], dtype=torch.int32)
             ),
-            pages={g: self._pages(g, rows, position_T, sequence_T) for g, group in numbered if group.fixed is None},
+            pages={g: self._pages(g, rows, position_T, sequence_T) for g, group in numbered if not group.is_constant},
             states={g: self._states(g, rows) for g, group in numbered if group.fixed is not None},
             output_rows=None if every else self._move(torch.tensor(outputs, dtype=torch.int64)),
             caches=self._caches,
+            crossings={g: self._crossing(g, rows) for g, group in numbered if group.crossed is not None},
+            vectors=self._vectors(rows, starts),
+            prefixes=self._prefixes(rows),
+            axes=self._axes(rows),
         )
+
+    def _vectors(self, rows: Sequence[StepRow], starts: Sequence[int]) -> Vectors | None:
+        """What stands in the place of some tokens' embeddings in this step."""
+        places: list[int] = []
+        values: list[Tensor] = []
+        for row, first in zip(rows, starts, strict=False):
+            for span in row.inputs.spans:
+                found, which = span.between(row.start, row.start + len(row.tokens))
+                if found:
+                    places.extend(first - row.start + place for place in found)
+                    values.append(self._encoding(span.item)[which.start : which.stop])
+        return Vectors(self._move(torch.tensor(places)), torch.cat(values)) if places else None
+
+    def _crossing(self, group: int, rows: Sequence[StepRow]) -> Crossing:
+        """What each sequence looks at beside its tokens, and what of it is new."""
+        size, values, slots = self.block_size, list[Tensor](), array("q")
+        for row in rows:
+            if row.inputs.crossed and not row.is_crossed:
+                values.extend(self._encoding(item) for item in row.inputs.crossed)
+                slots.extend(row.blocks[group][i // size] * size + i % size for i in range(row.inputs.num_crossed))
+        return Crossing(
+            blocks=self._move(_table(rows, group)),
+            lens=self._move(torch.tensor([row.inputs.num_crossed for row in rows], dtype=torch.int32)),
+            vectors=torch.cat(values) if values else None,
+            slots=self._move(torch.frombuffer(slots, dtype=torch.int64)) if values else None,
+        )
+
+    def _prefixes(self, rows: Sequence[StepRow]) -> Tensor | None:
+        """How many tokens at each sequence's start see each other both ways."""
+        found = [row.inputs.prefix for row in rows]
+        return self._move(torch.tensor(found, dtype=torch.int32)) if any(found) else None
+
+    def _axes(self, rows: Sequence[StepRow]) -> Tensor | None:
+        """[axes, T] positions, where a prompt has several axes of them."""
+        given = next((row.inputs.axes for row in rows if row.inputs.axes is not None), None)
+        if given is None:
+            return None
+        return self._move(torch.cat([_axes_of(row, given.shape[0]) for row in rows], 1))
 
     def _pages(self, group: int, rows: Sequence[StepRow], position_T: Tensor, sequence_T: Tensor) -> Pages:
         """Tables of blocks, and where each token's keys and values go."""
-        longest = max(len(row.blocks[group]) for row in rows)
-        tables = array("i")
-        for row in rows:
-            tables.extend(row.blocks[group])
-            tables.extend([0] * (longest - len(row.blocks[group])))
-        table_SB = torch.frombuffer(tables, dtype=torch.int32).view(len(rows), longest)
-        size = self.block_size
+        table_SB, size = _table(rows, group), self.block_size
         slot_T = table_SB[sequence_T, position_T // size] * size + position_T % size
         return Pages(self._move(table_SB), self._move(slot_T))
 
@@ -136,6 +183,24 @@ class Runner:
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
+
+
+def _table(rows: Sequence[StepRow], group: int) -> Tensor:
+    """[S, B] int32, the blocks of each row, padded with 0."""
+    longest = max(1, *(len(row.blocks[group]) for row in rows))
+    tables = array("i")
+    for row in rows:
+        tables.extend(row.blocks[group])
+        tables.extend([0] * (longest - len(row.blocks[group])))
+    return torch.frombuffer(tables, dtype=torch.int32).view(len(rows), longest)
+
+
+def _axes_of(row: StepRow, num_axes: int) -> Tensor:
+    """[axes, tokens] the positions of a row's tokens: the prompt's own, and beyond it one further for each token."""
+    start, end, own = row.start, row.start + len(row.tokens), row.inputs.axes
+    known = torch.empty(num_axes, 0, dtype=torch.int64) if own is None else own[:, start:end]
+    first = start + known.shape[1]
+    return torch.cat((known, (torch.arange(first, end) + row.inputs.shift).expand(num_axes, -1)), 1)
 
 
 def choose_device(setting: str) -> torch.device:
@@ -156,7 +221,10 @@ def choose_device(setting: str) -> torch.device:
 def _is_decode(rows: Sequence[StepRow]) -> bool:
     """A few sequences, and one token each whose successor is chosen."""
     few = Replays.takes(len(rows))
-    return few and all(len(row.tokens) == 1 and row.sampling and not row.successors for row in rows)
+    return few and all(
+        len(row.tokens) == 1 and row.sampling and not row.successors and row.inputs.ends_before(row.start)
+        for row in rows
+    )
 
 
 def _output_rows(row: StepRow) -> range:

@@ -24,6 +24,8 @@ class Sequence:
     num_cached: int = 0
     #: The prompt's own log-probabilities are wanted: no part of it may come from the cache.
     reads_prompt: bool = False
+    #: What it looks at beside its tokens is in the cache.
+    has_crossed: bool = False
     num_preemptions: int = 0
 
     def __post_init__(self) -> None:
@@ -33,6 +35,11 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens that must run before the next one can be chosen."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def least(self) -> int:
+        """Tokens that the next step must take if it takes any: a prefix that sees itself both ways is not cut."""
+        return max(1, self.table.inputs.prefix - self.num_computed)
 
     @property
     def num_output(self) -> int:
@@ -99,6 +106,7 @@ class Scheduler:
         for entry in plan:
             sequence = entry.sequence
             sequence.num_computed = entry.start + entry.count
+            sequence.has_crossed = True
             self.cache.commit(sequence.table, sequence.tokens, sequence.num_computed)
 
     def _continue_running(self) -> tuple[list[Scheduled], bool]:
@@ -112,7 +120,7 @@ class Scheduler:
             if sequence.num_computed == 0 and sequence not in self.running:
                 continue  # it yielded its blocks a moment ago
             count = min(sequence.num_pending, budget)
-            if self._reserve(sequence, count):
+            if count >= sequence.least and self._reserve(sequence, count):
                 plan.append(Scheduled(sequence, sequence.num_computed, count))
                 budget -= count
         still = set(map(id, self.running))
@@ -131,7 +139,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.cache.release(sequence.table)
-        sequence.num_computed = 0
+        sequence.num_computed, sequence.has_crossed = 0, False
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
 
@@ -140,8 +148,10 @@ class Scheduler:
         plan: list[Scheduled] = []
         while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
-            found = 0 if sequence.reads_prompt else self.cache.match(sequence.table, sequence.tokens)
+            found = self._found(sequence)
             count = min(len(sequence.tokens) - found, budget)
+            if count < sequence.least - found:
+                break
             # Leave each running sequence a block to grow into, or the newcomer would be preempted at once.
             if not self.cache.reserve(sequence.table, found, found + count, spare=len(self.running)):
                 self.cache.release(sequence.table)
@@ -153,3 +163,13 @@ class Scheduler:
             plan.append(Scheduled(sequence, found, count))
             budget -= count
         return plan
+
+    def _found(self, sequence: Sequence) -> int:
+        """Tokens of a waiting sequence that somebody else's blocks hold; never a part of what must not be cut."""
+        if sequence.reads_prompt:
+            return 0
+        found = self.cache.match(sequence.table, sequence.tokens)
+        if found < sequence.table.inputs.prefix:
+            self.cache.release(sequence.table)
+            return 0
+        return found

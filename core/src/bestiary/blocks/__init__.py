@@ -2,10 +2,11 @@
 
 from bestiary.blocks.alibi import Alibi
 from bestiary.blocks.attention import Attention
-from bestiary.blocks.decoder import Decoder, Head, Layers
-from bestiary.blocks.kept import Kept, Latent, PagedKV, State
+from bestiary.blocks.cross import CrossAttention
+from bestiary.blocks.decoder import Decoder, Encoder, Head, Layers
+from bestiary.blocks.kept import Crossed, Kept, Kind, Latent, PagedKV, State
 from bestiary.blocks.latent import LatentAttention
-from bestiary.blocks.layer import Layer, MixerLayer, ParallelLayer, SandwichLayer
+from bestiary.blocks.layer import Layer, MixerLayer, ParallelLayer, PostNormLayer, SandwichLayer
 from bestiary.blocks.leaf import Leaf
 from bestiary.blocks.linear import Embedding, Linear
 from bestiary.blocks.mixer import Mixer
@@ -21,13 +22,17 @@ __all__ = [
     "Activation",
     "Alibi",
     "Attention",
+    "CrossAttention",
+    "Crossed",
     "Decoder",
     "Embedding",
+    "Encoder",
     "Experts",
     "Gate",
     "GatedMLP",
     "Head",
     "Kept",
+    "Kind",
     "Latent",
     "LatentAttention",
     "Layer",
@@ -43,6 +48,7 @@ __all__ = [
     "PagedKV",
     "ParallelLayer",
     "Pooler",
+    "PostNormLayer",
     "RMSNorm",
     "Rope",
     "Routing",

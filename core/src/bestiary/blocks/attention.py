@@ -38,7 +38,7 @@ class Attention(Mixer):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim, self.rope = heads, kv_heads, head_dim, rope
         self.scale = head_dim**-0.5 if scale is None else scale
-        self.softcap, self.alibi = softcap, alibi
+        self.window, self.softcap, self.alibi = window, softcap, alibi
         self.keeps = PagedKV(kv_heads, head_dim, head_dim, window)
         parts = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         self.qkv = Linear(width, parts, "column", unit=head_dim, bias=bias)
@@ -60,9 +60,10 @@ class Attention(Mixer):
             batch.query_starts,
             batch.context_lens,
             self.scale,
-            window=self.keeps.window,
+            window=self.window,
             softcap=self.softcap,
             slopes=self.slopes,
+            visible=batch.prefixes,
         )
         y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
         return y_TD

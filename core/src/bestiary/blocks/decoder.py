@@ -1,6 +1,6 @@
 """The trunk of a decoder: embedding, a stack of layers, a last norm and the head. Knows no architecture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,15 @@ from bestiary.blocks.linear import Embedding, Linear
 from bestiary.blocks.norm import Norm
 from bestiary.blocks.pooling import Pooler
 
-__all__ = ["Decoder", "Head", "Layers"]
+__all__ = ["Decoder", "Encoder", "Head", "Layers"]
+
+
+class Encoder(Block):
+    """What makes vectors of a prompt's items; a model's own derives from it."""
+
+    def forward(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """[vectors, width] of one item of the modality."""
+        raise NotImplementedError(type(self).__name__)
 
 
 class Layers(nn.ModuleDict):
@@ -65,16 +73,19 @@ class Decoder(Block):
         *,
         embed: Embedding,
         layers: Layers,
-        norm: Norm,
+        norm: Norm | None,
         head: Head | Pooler,
         context: int,
         embed_scale: float | None = None,
         positions: Embedding | None = None,
         embed_norm: Norm | None = None,
+        encoder: Encoder | None = None,
     ) -> None:
         super().__init__()
         self.embed, self.layers, self.norm, self.head = embed, layers, norm, head
         self.embed_scale, self.positions, self.embed_norm = embed_scale, positions, embed_norm
+        #: Makes vectors of what a prompt brings beside its tokens.
+        self.encoder = encoder
         #: Tokens that the model was made to see at once.
         self.context = context
         self.is_first = self.is_last = True
@@ -99,6 +110,8 @@ class Decoder(Block):
         if batch.output_rows is not None:
             stream = stream[batch.output_rows]
             residual = None if residual is None else residual[batch.output_rows]
+        if self.norm is None:
+            return stream if residual is None else stream + residual
         hidden: Tensor = self.norm(stream, residual)[0]
         return hidden
 
@@ -107,6 +120,8 @@ class Decoder(Block):
         if self.embed_scale is not None:
             # Rounded to the model's dtype first, as the models that have one were trained.
             x_TD = x_TD * torch.tensor(self.embed_scale, dtype=x_TD.dtype)
+        if batch.vectors is not None:
+            x_TD = x_TD.index_copy(0, batch.vectors.rows, batch.vectors.values.to(x_TD.dtype))
         if self.positions is not None:
             x_TD = x_TD + self.positions(batch.positions)
         return x_TD if self.embed_norm is None else self.embed_norm(x_TD)[0]

@@ -1,9 +1,20 @@
 """What a token mixer keeps between steps, as data. The cache makes room for it; the mixer finds it in the batch."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-__all__ = ["Kept", "Latent", "PagedKV", "Room", "State"]
+__all__ = ["Crossed", "Kept", "Kind", "Latent", "PagedKV", "Room", "State"]
+
+
+class Kind(NamedTuple):
+    """How much of a pool of blocks a sequence takes. Layers of one kind share a table."""
+
+    #: How many tokens back a token sees, itself included; None: all.
+    window: int | None = None
+    #: Blocks that a sequence takes however long it is; None: as many as its tokens fill.
+    fixed: int | None = None
+    #: Most vectors of another input that a sequence looks at, where these are kept and not its own tokens.
+    crossed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -19,12 +30,8 @@ class Kept(Protocol):
     """What a layer keeps."""
 
     @property
-    def window(self) -> int | None:
-        """How many tokens back a token sees, itself included; None: all."""
-
-    @property
-    def fixed(self) -> int | None:
-        """Blocks that a sequence takes however long it is; None: as many as its tokens fill."""
+    def kind(self) -> Kind:
+        """How much of it a sequence takes."""
 
     def rooms(self, blocks: int, block_size: int) -> tuple[Room, ...]:
         """The tensors of a pool of that many blocks."""
@@ -38,7 +45,11 @@ class PagedKV:
     k_dim: int
     v_dim: int
     window: int | None = None
-    fixed: None = None
+
+    @property
+    def kind(self) -> Kind:
+        """As many blocks as the tokens fill that can still be seen."""
+        return Kind(window=self.window)
 
     def rooms(self, blocks: int, block_size: int) -> tuple[Room, ...]:
         """Keys, and values."""
@@ -46,12 +57,33 @@ class PagedKV:
 
 
 @dataclass(frozen=True)
+class Crossed:
+    """Keys and values of what a sequence looks at beside its own tokens, written once: as those of `PagedKV`."""
+
+    heads: int
+    dim: int
+    most: int
+
+    @property
+    def kind(self) -> Kind:
+        """As many blocks as the vectors fill."""
+        return Kind(crossed=self.most)
+
+    def rooms(self, blocks: int, block_size: int) -> tuple[Room, ...]:
+        """Keys, and values."""
+        return (Room((blocks, self.heads, block_size, self.dim)),) * 2
+
+
+@dataclass(frozen=True)
 class Latent:
     """One row for every token, from which all heads' keys and values follow: [blocks, block size, width]."""
 
     width: int
-    window: int | None = None
-    fixed: None = None
+
+    @property
+    def kind(self) -> Kind:
+        """As many blocks as the tokens fill."""
+        return Kind()
 
     def rooms(self, blocks: int, block_size: int) -> tuple[Room, ...]:
         """The rows."""
@@ -65,8 +97,11 @@ class State:
     shapes: tuple[tuple[int, ...], ...]
     #: Which of them are kept in float32 whatever the model's dtype.
     exact: tuple[bool, ...]
-    window: int | None = None
-    fixed: int = 2
+
+    @property
+    def kind(self) -> Kind:
+        """Two slots."""
+        return Kind(fixed=2)
 
     def rooms(self, blocks: int, block_size: int) -> tuple[Room, ...]:
         """One tensor for each shape."""

@@ -9,9 +9,9 @@ from bestiary.batch import Batch
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.norm import Norm
 
-__all__ = ["Layer", "MixerLayer", "ParallelLayer", "SandwichLayer"]
+__all__ = ["Layer", "MixerLayer", "ParallelLayer", "PostNormLayer", "SandwichLayer"]
 
-Stream = tuple[Tensor, Tensor]
+Stream = tuple[Tensor, Tensor | None]
 
 
 class Layer(Block):
@@ -72,3 +72,30 @@ class ParallelLayer(Block):
         x_TD, residual_TD = self.mix_norm(x_TD, residual_TD)
         y_TD = x_TD if self.ffn_norm is None else self.ffn_norm(residual_TD)[0]
         return self.mixer(x_TD, batch) + self.ffn(y_TD, batch), residual_TD
+
+
+class PostNormLayer(Block):
+    """Mix, add, norm; perhaps look across, add, norm; feed forward, add, norm (Vaswani 2017, arXiv 1706.03762)."""
+
+    def __init__(
+        self,
+        *,
+        mixer: Block,
+        mix_norm: Norm,
+        ffn: Block,
+        ffn_norm: Norm,
+        cross: Block | None = None,
+        cross_norm: Norm | None = None,
+    ) -> None:
+        super().__init__()
+        self.mixer, self.mix_norm = mixer, mix_norm
+        self.cross, self.cross_norm = cross, cross_norm
+        self.ffn, self.ffn_norm = ffn, ffn_norm
+
+    def forward(self, x_TD: Tensor, residual_TD: Tensor | None, batch: Batch) -> Stream:
+        """The stream, whole: there is nothing to add to what was normalised last."""
+        x_TD = x_TD if residual_TD is None else x_TD + residual_TD
+        x_TD = self.mix_norm(self.mixer(x_TD, batch), x_TD)[0]
+        if self.cross is not None and self.cross_norm is not None:
+            x_TD = self.cross_norm(self.cross(x_TD, batch), x_TD)[0]
+        return self.ffn_norm(self.ffn(x_TD, batch), x_TD)[0], None

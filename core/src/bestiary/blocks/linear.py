@@ -52,13 +52,13 @@ class Linear(Leaf):
 
 
 class Embedding(Leaf):
-    """A row for each token id."""
+    """A row for each token id, or for each position; row `offset` is that of number 0."""
 
     weight: nn.Parameter
 
-    def __init__(self, vocabulary: int, width: int) -> None:
+    def __init__(self, vocabulary: int, width: int, *, offset: int = 0) -> None:
         super().__init__()
-        self.vocabulary, self.width = vocabulary, width
+        self.vocabulary, self.width, self.offset = vocabulary, width, offset
         self.parts = {"out": vocabulary}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -72,4 +72,4 @@ class Embedding(Leaf):
 
     def forward(self, ids_T: Tensor) -> Tensor:
         """[T] int64 to [T, width]."""
-        return kernels.embedding(self.weight, ids_T)
+        return kernels.embedding(self.weight, ids_T + self.offset if self.offset else ids_T)

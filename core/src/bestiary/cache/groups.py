@@ -13,17 +13,25 @@ GONE = -1
 class CacheGroup:
     """What a sequence takes of one pool.
 
-    Keys and values of every token (neither `window` nor `fixed`), of those that the last `window` tokens can see, or a
-    `fixed` number of blocks however long it gets, as a state does.
+    Keys and values of every token, or of those that the last `window` tokens can see; a `fixed` number of blocks
+    however long it gets, as a state does; or those of at most `crossed` vectors that it looks at beside its tokens.
     """
 
     num_blocks: int
     window: int | None = None
     fixed: int | None = None
+    crossed: int | None = None
 
-    def blocks_for(self, num_tokens: int, block_size: int) -> int:
-        """Entries of the table of a sequence of that length."""
-        return -(-num_tokens // block_size) if self.fixed is None else self.fixed
+    @property
+    def is_constant(self) -> bool:
+        """A sequence takes the same number of blocks from its first token to its last."""
+        return self.fixed is not None or self.crossed is not None
+
+    def blocks_for(self, num_tokens: int, num_crossed: int, block_size: int) -> int:
+        """Entries of the table of a sequence of that length, that looks at so many other vectors."""
+        if self.fixed is not None:
+            return self.fixed
+        return -(-(num_tokens if self.crossed is None else num_crossed) // block_size)
 
     def first_needed(self, start: int, block_size: int) -> int:
         """The first block that a token at position `start`, or a later one, still sees."""
@@ -31,15 +39,15 @@ class CacheGroup:
 
     def most_held(self, num_tokens: int, chunk: int, block_size: int) -> int:
         """Blocks that a sequence ever holds at once, if it grows to `num_tokens` by at most `chunk` a step."""
-        all_blocks = self.blocks_for(num_tokens, block_size)
+        all_blocks = self.blocks_for(num_tokens, self.crossed or 0, block_size)
         if self.window is None:
             return all_blocks
-        return min(all_blocks, self.blocks_for(self.window - 1 + chunk, block_size) + 1)
+        return min(all_blocks, -(-(self.window - 1 + chunk) // block_size) + 1)
 
 
 def longest(groups: Sequence[CacheGroup], chunk: int, block_size: int, limit: int) -> int:
     """The longest sequence, up to `limit` tokens, that the pools hold when nobody else is there."""
     for group in groups:
         if group.most_held(limit, chunk, block_size) > group.num_blocks:
-            limit = 0 if group.fixed else min(limit, group.num_blocks * block_size)
+            limit = 0 if group.is_constant else min(limit, group.num_blocks * block_size)
     return limit

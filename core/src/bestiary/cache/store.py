@@ -12,14 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bestiary.blocks import Kept
+from bestiary.blocks import Kept, Kind
 from bestiary.cache.groups import CacheGroup, longest
 from bestiary.config import EngineConfig
 from bestiary.errors import SettingError
 
 __all__ = ["allocate", "bytes_per_sequence", "bytes_per_token", "fit_length", "free_memory", "groups"]
-
-_Kind = tuple[int | None, int | None]
 
 #: The part of a CPU machine's free memory that the cache takes where nothing else is asked. Pages cost nothing until
 #: they are written, so this is a limit and not what is used.
@@ -28,12 +26,12 @@ _CPU_SHARE = 0.25
 
 def bytes_per_token(kept: Sequence[Kept], dtype: torch.dtype) -> int:
     """What one token takes in all layers that keep tokens."""
-    return sum(_block_bytes(layer, 1, dtype) for layer in kept if layer.fixed is None)
+    return sum(_block_bytes(layer, 1, dtype) for layer in kept if layer.kind == Kind(layer.kind.window))
 
 
 def bytes_per_sequence(kept: Sequence[Kept], dtype: torch.dtype) -> int:
-    """What one sequence takes in all layers that keep a state."""
-    return sum(layer.fixed * _block_bytes(layer, 1, dtype) for layer in kept if layer.fixed is not None)
+    """What one sequence takes, however long it is, in all layers that keep a state or what it looks at."""
+    return sum(_block_bytes(layer, 1, dtype) * (layer.kind.fixed or layer.kind.crossed or 0) for layer in kept)
 
 
 def _block_bytes(layer: Kept, block_size: int, dtype: torch.dtype) -> int:
@@ -44,7 +42,7 @@ def _block_bytes(layer: Kept, block_size: int, dtype: torch.dtype) -> int:
 def groups(
     config: EngineConfig,
     kept: Sequence[Kept],
-    kinds: Sequence[_Kind],
+    kinds: Sequence[Kind],
     dtype: torch.dtype,
     length: int,
     device: torch.device,
@@ -59,9 +57,10 @@ def groups(
     if config.num_gpu_blocks_override is not None:
         override = config.num_gpu_blocks_override
         return tuple(
-            replace(group, num_blocks=override if group.fixed is None else seats * group.fixed) for group in plain
+            replace(group, num_blocks=seats * count if group.is_constant else override)
+            for group, count in zip(plain, held, strict=True)
         )
-    layers = [[layer for layer in kept if (layer.window, layer.fixed) == kind] for kind in kinds]
+    layers = [[layer for layer in kept if layer.kind == kind] for kind in kinds]
     block_bytes = [sum(_block_bytes(layer, size, dtype) for layer in some) for some in layers]
     memory = config.kv_cache_memory_bytes or _share_of_free(config, device)
     whole = sum(count * each for count, each in zip(held, block_bytes, strict=True))
@@ -89,7 +88,7 @@ def fit_length(config: EngineConfig, context: int, found: Sequence[CacheGroup]) 
 
 def allocate(
     kept: Sequence[Kept],
-    kinds: Sequence[_Kind],
+    kinds: Sequence[Kind],
     found: Sequence[CacheGroup],
     block_size: int,
     dtype: torch.dtype,
@@ -98,7 +97,7 @@ def allocate(
     """The tensors of every layer, zeroed."""
 
     def tensors(layer: Kept) -> tuple[Tensor, ...]:
-        blocks = found[kinds.index((layer.window, layer.fixed))].num_blocks
+        blocks = found[kinds.index(layer.kind)].num_blocks
         rooms = layer.rooms(blocks, block_size)
         return tuple(_zeros(room.shape, torch.float32 if room.exact else dtype, device) for room in rooms)
 

@@ -10,25 +10,36 @@ half-open regions:
 Where a group has a window, blocks that no later token can see are given back and stand as GONE.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from struct import pack
 
 from bestiary.cache.blocks import BlockPool
 from bestiary.cache.groups import GONE, CacheGroup, longest
+from bestiary.inputs import NOTHING, Inputs
 
 __all__ = ["BlockTable", "PagedCache", "root_key"]
 
 
-def root_key(salt: str = "") -> bytes:
-    """The key above a prompt's first block; tenants with different salts share nothing."""
-    return _digest(b"root", salt.encode(errors="surrogatepass"))
+def root_key(salt: str = "", seen: Iterable[bytes] = ()) -> bytes:
+    """The key above a prompt's first block; tenants with different salts share nothing.
+
+    `seen` are digests of what every token looks at.
+    """
+    return _digest(b"root", salt.encode(errors="surrogatepass"), *seen)
 
 
 def _digest(tag: bytes, *parts: bytes) -> bytes:
     """SHA-256 over tagged, length-prefixed fields, so that no two different lists of fields read alike."""
     return sha256(b"".join(pack("<Q", len(part)) + part for part in (tag, *parts))).digest()
+
+
+def _spans_of(inputs: Inputs, start: int, end: int) -> Iterator[bytes]:
+    """What the tokens `start` to `end` stand for beside themselves: items, and where in them these tokens are."""
+    for span in inputs.spans:
+        if span.start < end and start < span.end:
+            yield pack("<q", start - span.start) + span.item.digest
 
 
 @dataclass(slots=True)
@@ -40,6 +51,8 @@ class BlockTable:
     blocks: list[list[int]] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     published: int = 0
+    #: What the prompt brings beside its tokens, which the keys depend on too.
+    inputs: Inputs = NOTHING
 
     def of(self, group: int) -> Sequence[int]:
         """The blocks of one group."""
@@ -54,6 +67,8 @@ class PagedCache:
         self.pools = [BlockPool(group.num_blocks, block_size) for group in groups]
         # A state is the sum of all that came before: no part of it belongs to a prefix alone.
         self._share = share_prefixes and all(group.fixed is None for group in groups)
+        # What a sequence looks at beside its tokens is not shared block by block: its table's root speaks of it.
+        self._shared = [g for g, group in enumerate(groups) if not group.is_constant]
 
     @property
     def is_empty(self) -> bool:
@@ -74,22 +89,25 @@ class PagedCache:
         found = self._find(table, tokens)
         if count := self._usable(found):
             size = self.block_size
-            for group, pool, blocks in zip(self.groups, self.pools, found, strict=True):
-                first = group.first_needed(count * size, size)
+            table.blocks = [[] for _ in self.groups]
+            for g, blocks in zip(self._shared, found, strict=True):
+                first = self.groups[g].first_needed(count * size, size)
                 kept = [block for block in blocks[first:count] if block is not None]
                 for block in kept:
-                    pool.hold(block)
-                table.blocks.append([GONE] * first + kept)
+                    self.pools[g].hold(block)
+                table.blocks[g] = [GONE] * first + kept
         table.published = count
         return count * self.block_size
 
     def _find(self, table: BlockTable, tokens: Sequence[int]) -> list[list[int | None]]:
-        """For each group the block of each full block of tokens, as far as every group without a window has it."""
-        found: list[list[int | None]] = [[] for _ in self.groups]
+        """For each shared group the block of each full block of tokens, as far as all without a window have it."""
+        found: list[list[int | None]] = [[] for _ in self._shared]
         for index in range((len(tokens) - 1) // self.block_size):
             key, content = self._key(table, tokens, index), self._tokens_of(tokens, index)
-            here = [pool.find(key, content) for pool in self.pools]
-            if any(block is None and group.window is None for block, group in zip(here, self.groups, strict=True)):
+            here = [self.pools[g].find(key, content) for g in self._shared]
+            if any(
+                block is None and self.groups[g].window is None for block, g in zip(here, self._shared, strict=True)
+            ):
                 break
             for blocks, block in zip(found, here, strict=True):
                 blocks.append(block)
@@ -98,13 +116,13 @@ class PagedCache:
     def _usable(self, found: list[list[int | None]]) -> int:
         """The most blocks of tokens after which every group still has all that the next token sees."""
         size, best = self.block_size, 0
-        runs = [0] * len(self.groups)  # how many blocks without a gap end here
+        runs = [0] * len(self._shared)  # how many blocks without a gap end here
         for count in range(1, len(found[0]) + 1):
             for g, blocks in enumerate(found):
                 runs[g] = runs[g] + 1 if blocks[count - 1] is not None else 0
             if all(
-                run >= count - group.first_needed(count * size, size)
-                for run, group in zip(runs, self.groups, strict=True)
+                run >= count - self.groups[g].first_needed(count * size, size)
+                for run, g in zip(runs, self._shared, strict=True)
             ):
                 best = count
         return best
@@ -118,10 +136,11 @@ class PagedCache:
         self._slide(table, start)
         size = self.block_size
         wanted = [
-            group.blocks_for(end, size) - len(blocks) for group, blocks in zip(self.groups, table.blocks, strict=True)
+            group.blocks_for(end, table.inputs.num_crossed, size) - len(blocks)
+            for group, blocks in zip(self.groups, table.blocks, strict=True)
         ]
         for group, pool, missing in zip(self.groups, self.pools, wanted, strict=True):
-            if missing > 0 and missing + (0 if group.fixed else spare) > pool.num_free:
+            if missing > 0 and missing + (0 if group.is_constant else spare) > pool.num_free:
                 return False
         for g, (pool, missing) in enumerate(zip(self.pools, wanted, strict=True)):
             taken = pool.take(missing) if missing > 0 else []
@@ -157,8 +176,8 @@ class PagedCache:
                 blocks.reverse()
         for index in range(table.published, num_computed // self.block_size if self._share else 0):
             key, content = self._key(table, tokens, index), self._tokens_of(tokens, index)
-            for pool, blocks in zip(self.pools, table.blocks, strict=True):
-                pool.publish(blocks[index], key, content)
+            for g in self._shared:
+                self.pools[g].publish(table.blocks[g][index], key, content)
             table.published = index + 1
 
     def forget(self, table: BlockTable) -> None:
@@ -188,5 +207,6 @@ class PagedCache:
         if index == len(table.keys):
             parent = table.keys[index - 1] if index else table.root
             block = self._tokens_of(tokens, index)
-            table.keys.append(_digest(b"block", parent, pack(f"<{len(block)}q", *block)))
+            within = _spans_of(table.inputs, index * self.block_size, (index + 1) * self.block_size)
+            table.keys.append(_digest(b"block", parent, pack(f"<{len(block)}q", *block), *within))
         return table.keys[index]

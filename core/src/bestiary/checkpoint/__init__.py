@@ -14,7 +14,7 @@ Nothing here knows an architecture, and nothing imports torch until a tensor is 
 from bestiary.checkpoint.accounting import Leaf, Place, fill
 from bestiary.checkpoint.config import ConfigFile, RopeSettings, generation
 from bestiary.checkpoint.names import Names, Target
-from bestiary.checkpoint.operations import Interleaved, Split, Stacked, Transpose
+from bestiary.checkpoint.operations import Interleaved, Split, Squeeze, Stacked, Transpose
 from bestiary.checkpoint.safetensors import Checkpoint
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Place",
     "RopeSettings",
     "Split",
+    "Squeeze",
     "Stacked",
     "Target",
     "Transpose",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bestiary.checkpoint.operations import Cut, Fused, Operation, Stacked, Transpose
+from bestiary.checkpoint.operations import Cut, Fused, Operation, Stacked, View
 from bestiary.errors import PluginBroken, TensorMismatch
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Target:
     suffix: str
     #: The number in a stack of experts.
     index: int | None
-    transpose: Transpose | None
+    view: View | None
     cut: Cut | None
     #: The tensor holds the whole stack of experts.
     stacked: bool = False
@@ -74,7 +74,7 @@ class Target:
             )
         for index in self.indices(module):
             matrix = tensor[index] if self.stacked else tensor
-            for part, piece in self.rows(self.transpose.apply(matrix) if self.transpose else matrix, module):
+            for part, piece in self.rows(self.view.apply(matrix) if self.view else matrix, module):
                 yield part, piece, index
 
     def rows(self, tensor: Tensor, module: Fused) -> Iterator[tuple[str, Tensor]]:
@@ -153,7 +153,7 @@ class _Row:
     path: str | None
     part: str | None
     suffix: str | None
-    transpose: Transpose | None
+    view: View | None
     cut: Cut | None
     stacked: bool = False
 
@@ -173,7 +173,7 @@ class _Row:
             return Target(None, None, suffix, None, None, None)
         index = int(numbers[-1]) if self.stacks else None
         path = _fill_stars(self.path, numbers)
-        return Target(path, self.part, suffix, index, self.transpose, self.cut, self.stacked)
+        return Target(path, self.part, suffix, index, self.view, self.cut, self.stacked)
 
     def source_of(self, path: str, part: str, suffix: str, index: int | None) -> str | None:
         """The name of the tensor that this row would put into a place, or None where it leads elsewhere."""
@@ -209,19 +209,20 @@ def _parse(source: str, destination: str | None, *operations: Operation) -> _Row
         raise PluginBroken(f"{row}: write a place as `path[part]:suffix`, and a star for a whole number between dots")
     if parsed is None:
         return _Row(source, None, None, None, None, None)
-    transposes = [operation for operation in operations if isinstance(operation, Transpose)]
+    views = [operation for operation in operations if isinstance(operation, View)]
     cuts = [operation for operation in operations if isinstance(operation, Cut)]
     stacked = [operation for operation in operations if isinstance(operation, Stacked)]
-    known = len(transposes) + len(cuts) + len(stacked)
-    if max(len(transposes), len(stacked), len(cuts) + (parsed["part"] is not None)) > 1 or known < len(operations):
+    known = len(views) + len(cuts) + len(stacked)
+    if max(len(views), len(stacked), len(cuts) + (parsed["part"] is not None)) > 1 or known < len(operations):
         raise PluginBroken(
-            f"{row}: it may have one Transpose(), one Stacked(), and one of [part], Split(...) and Interleaved(...)"
+            f"{row}: it may have one Transpose() or Squeeze(), one Stacked(), "
+            "and one of [part], Split(...) and Interleaved(...)"
         )
     surplus = source.count("*") - parsed["path"].count("*")
     if surplus not in (0, 1):
         raise PluginBroken(f"{row} must have as many stars as {destination!r}, or one more: the index in a stack")
-    transpose, cut = next(iter(transposes), None), next(iter(cuts), None)
-    return _Row(source, parsed["path"], parsed["part"], parsed["suffix"], transpose, cut, bool(stacked))
+    view, cut = next(iter(views), None), next(iter(cuts), None)
+    return _Row(source, parsed["path"], parsed["part"], parsed["suffix"], view, cut, bool(stacked))
 
 
 def _fill_stars(pattern: str, numbers: list[str]) -> str:

@@ -15,7 +15,7 @@ from bestiary.errors import PluginBroken, TensorMismatch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Cut", "Fused", "Interleaved", "Operation", "Split", "Stacked", "Transpose"]
+__all__ = ["Cut", "Fused", "Interleaved", "Operation", "Split", "Squeeze", "Stacked", "Transpose", "View"]
 
 
 class Fused(Protocol):
@@ -34,15 +34,31 @@ class Fused(Protocol):
         """How many matrices of this kind the module holds, one for each expert; 0 where it is one and no stack."""
 
 
-class Transpose:
+class View(ABC):
+    """The file stores the tensor in another shape."""
+
+    @abstractmethod
+    def apply(self, tensor: Tensor) -> Tensor:
+        """The tensor as the model has it, as a view."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Squeeze(View):
+    """The file stores a first dimension of one that means nothing."""
+
+    def apply(self, tensor: Tensor) -> Tensor:
+        """[1, ...] to [...]; any other tensor as it is."""
+        return tensor[0] if tensor.ndim > 1 and tensor.shape[0] == 1 else tensor
+
+
+class Transpose(View):
     """The file stores the matrix as [in, out], as a one-tap convolution has it. Vectors stay as they are."""
 
     def apply(self, tensor: Tensor) -> Tensor:
         """[in, out] to [out, in], as a view; [out] as it is."""
         return tensor.mT if tensor.ndim > 1 else tensor
-
-    def __repr__(self) -> str:
-        return "Transpose()"
 
 
 class Stacked:
@@ -104,4 +120,4 @@ class Interleaved(Cut):
         return (piece.reshape(-1, *tail) for piece in grouped)
 
 
-Operation = Transpose | Stacked | Cut
+Operation = View | Stacked | Cut

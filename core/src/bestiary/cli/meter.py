@@ -78,7 +78,7 @@ class Meter:
         self._executor, self._costs = executor, costs
         self.vocabulary, self.max_model_len = executor.vocabulary, executor.max_model_len
         self.groups, self.block_size = executor.groups, executor.block_size
-        self.pools = executor.pools
+        self.pools, self.most_crossed = executor.pools, executor.most_crossed
         self.steps: list[Step] = []
         self._last = 0.0
 

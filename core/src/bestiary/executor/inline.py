@@ -17,7 +17,7 @@ class InlineExecutor:
         self.groups: Sequence[CacheGroup] = runner.groups
         self.block_size = runner.block_size
         self.max_model_len = runner.max_model_len
-        self.pools = runner.pools
+        self.pools, self.most_crossed = runner.pools, runner.most_crossed
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step here and now."""

@@ -19,6 +19,8 @@ class Executor(Protocol):
     block_size: int
     #: The longest context, in tokens; the cache has room for it.
     max_model_len: int
+    #: Vectors that a sequence can look at beside its own tokens.
+    most_crossed: int
     #: Of which tokens a model that pools gives vectors; None for one that generates.
     pools: Literal["last", "all"] | None
 

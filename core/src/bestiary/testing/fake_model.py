@@ -49,7 +49,7 @@ class FakeExecutor:
         self.block_size, self.vocabulary = block_size, vocabulary
         self.max_model_len = max_model_len or num_blocks * block_size
         self.fault = fault
-        self.pools = None
+        self.pools, self.most_crossed = None, 0
         #: Steps that were asked for, those that failed included.
         self.num_steps = 0
         self._memories = [array("q", [_NEVER_WRITTEN]) * (group.num_blocks * block_size) for group in self.groups]

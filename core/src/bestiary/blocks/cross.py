@@ -1,0 +1,49 @@
+"""Attention to what a sequence looks at beside its own tokens: an encoder's text, or pictures."""
+
+from torch import Tensor
+
+import bestiary_kernels as kernels
+from bestiary.batch import Batch
+from bestiary.blocks.kept import Crossed
+from bestiary.blocks.linear import Linear
+from bestiary.blocks.mixer import Mixer
+
+__all__ = ["CrossAttention"]
+
+
+class CrossAttention(Mixer):
+    """Queries of the sequence's tokens, keys and values of the other vectors; every token sees all of these.
+
+    `most` is how many vectors a sequence may look at.
+    """
+
+    def __init__(self, width: int, *, heads: int, kv_heads: int, head_dim: int, most: int, bias: bool = False) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.keeps = Crossed(kv_heads, head_dim, most)
+        self.q = Linear(width, heads * head_dim, "column", unit=head_dim, bias=bias)
+        self.kv = Linear(
+            width, {"k": kv_heads * head_dim, "v": kv_heads * head_dim}, "column", unit=head_dim, bias=bias
+        )
+        self.out = Linear(heads * head_dim, width, "row", bias=bias)
+
+    def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
+        """[T, width] to [T, width]; keys and values of vectors that are new stay in the cache."""
+        k_cache, v_cache = batch.caches[self.slot]
+        crossing = batch.crossings[self.group]
+        if crossing.vectors is not None and crossing.slots is not None:
+            k, v = self.kv(crossing.vectors).view(-1, 2, self.kv_heads, self.head_dim).unbind(1)
+            # Nothing turns: neither queries nor positions matter here.
+            kernels.rotary_cache_write(k, k, v, None, crossing.slots, crossing.slots, k_cache, v_cache)
+        mixed = kernels.paged_attention(
+            self.q(x_TD).view(x_TD.shape[0], self.heads, self.head_dim),
+            k_cache,
+            v_cache,
+            crossing.blocks,
+            batch.query_starts,
+            crossing.lens,
+            self.head_dim**-0.5,
+            causal=False,
+        )
+        y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
+        return y_TD

@@ -1,0 +1,81 @@
+"""What a prompt brings beside its tokens: items, which an encoder turns into vectors, and where those go.
+
+Knows no model, no engine, and nothing of how an item was decoded.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["NOTHING", "Inputs", "Item", "Span"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """One image, video, recording or text for an encoder."""
+
+    modality: str
+    #: What the model's encoder takes; or, under "embeddings", ready vectors [num_vectors, width].
+    tensors: Mapping[str, "Tensor"]
+    num_vectors: int
+    #: Of everything that the vectors depend on: two items with one digest are the same.
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Span:
+    """Where an item stands in the prompt. `takes` says for each of its tokens whether a vector replaces it."""
+
+    item: Item
+    start: int
+    takes: tuple[bool, ...]
+
+    @property
+    def end(self) -> int:
+        """The place of the first token after it."""
+        return self.start + len(self.takes)
+
+    def between(self, start: int, end: int) -> tuple[list[int], range]:
+        """Of the tokens `start` to `end` of the prompt, the places that take a vector, and which vectors these are."""
+        first, last = max(start, self.start) - self.start, min(end, self.end) - self.start
+        if last <= first:
+            return [], range(0)
+        places = [self.start + i for i in range(first, last) if self.takes[i]]
+        before = sum(self.takes[:first])
+        return places, range(before, before + len(places))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Everything that a prompt brings beside its tokens."""
+
+    #: Items that stand among the tokens, in order.
+    spans: Sequence[Span] = ()
+    #: Items that layers look at, beside the tokens.
+    crossed: Sequence[Item] = ()
+    #: Tokens at the prompt's start that see each other both ways; they are computed in one step.
+    prefix: int = 0
+    #: [axes, prompt tokens] int64 positions for a rotation by several axes; None: one axis, that counts tokens.
+    axes: "Tensor | None" = field(default=None)
+    #: What is added to a token's place, beyond the prompt, to give its position on every axis.
+    shift: int = 0
+
+    def ends_before(self, place: int) -> bool:
+        """Tokens from `place` on are embedded, placed and seen as if there were nothing but tokens."""
+        return not self.crossed and self.axes is None and place >= max((self.prefix, *(s.end for s in self.spans)))
+
+    @property
+    def num_crossed(self) -> int:
+        """Vectors that layers look at beside the tokens."""
+        return sum(item.num_vectors for item in self.crossed)
+
+    @property
+    def items(self) -> list[Item]:
+        """All of them."""
+        return [*(span.item for span in self.spans), *self.crossed]
+
+
+NOTHING = Inputs()
