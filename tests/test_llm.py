@@ -270,7 +270,7 @@ def test_leaving_a_stream_ends_its_request(llm: LLM) -> None:
         ("\ud800", "surrogate|Unicode|unicode"),
         (17, "int"),
         ([["a"]], "token 0"),
-        ([None], "prompt 0 is of type NoneType"),
+        ([None], "prompt 0: it is of type NoneType"),
     ],
 )
 def test_a_bad_prompt_is_refused_before_anything_runs(llm: LLM, prompt: Any, says: str) -> None:

@@ -47,9 +47,10 @@ class Architecture:
 
     `name` is the string that stands in config.json's `architectures`; `aliases` are other spellings, each with an entry
     point of its own. `model` is the dotted name of the module with `Config`, `describe` and `NAMES`; only the process
-    that runs the model imports it. `proof` is the dotted name of the module whose CASES the conformance kit runs.
-    `tasks` may be given as any set; it is kept frozen, as are `modalities`. Raises PluginBroken for a declaration that
-    cannot be meant.
+    that runs the model imports it. `processor` is that of the module whose `Processor` makes tokens and inputs of a
+    prompt, where a tokenizer alone cannot; `proof` that of the module whose CASES the conformance kit runs. `tasks` may
+    be given as any set; it is kept frozen, as are `modalities`. Raises PluginBroken for a declaration that cannot be
+    meant.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Architecture:
     examples: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = ()
+    processor: str | None = None
     proof: str | None = None
     api: int = API
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bestiary import hub, registry
+from bestiary import hub, model, registry
 from bestiary.architecture import Architecture
 from bestiary.cache import BlockTable, PagedCache
 from bestiary.cache.tables import root_key
@@ -18,6 +18,7 @@ from bestiary.errors import EngineError, RequestError
 from bestiary.executor import Executor, InlineExecutor
 from bestiary.inputs import NOTHING, Inputs
 from bestiary.output import CompletionOutput, FinishReason, Logprob, OutputText, RequestOutput
+from bestiary.prompts import Processor
 from bestiary.runner import Runner, StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Row, TopLogprobs
@@ -111,6 +112,8 @@ class Engine:
         self.config, self.executor, self.tokenizer = config, executor, tokenizer
         #: What the model's plugin declares, where the engine was loaded from a folder.
         self.architecture: Architecture | None = None
+        #: The plugin's own way from a prompt to tokens and inputs, where it has one.
+        self.processor: Processor | None = None
         self._end_ids = [end for end in end_ids if 0 <= end < executor.vocabulary]  # a config may name others
         cache = PagedCache(executor.groups, executor.block_size, share_prefixes=config.enable_prefix_caching)
         holds = cache.longest(config.max_num_batched_tokens, executor.max_model_len)
@@ -135,6 +138,8 @@ class Engine:
         executor = InlineExecutor(Runner(config, architecture, folder))
         engine = cls(config, executor, tokenizer, ends)
         engine.architecture = architecture
+        if architecture.processor is not None:
+            engine.processor = model.processor(architecture)(file, folder, tokenizer)
         return engine
 
     def has_unfinished_requests(self) -> bool:

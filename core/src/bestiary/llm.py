@@ -69,7 +69,7 @@ class LLM:
         comes back with finish_reason "error" and a warning; the others are not touched by it.
         """
         self._require(Task.GENERATE)
-        parsed = parse_prompts(prompts, self.engine.tokenizer)
+        parsed = self._read(prompts)
         return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm)
 
     def chat(
@@ -115,8 +115,11 @@ class LLM:
         self, task: Task, prompts: Any, use_tqdm: bool | Callable[..., Any], make: "Callable[[Tensor], Pooled]"
     ) -> list[PooledRequestOutput[Pooled]]:
         self._require(task)
-        parsed = parse_prompts(prompts, self.engine.tokenizer)
+        parsed = self._read(prompts)
         return [_pooled(output, make) for output in self._run(parsed, [None] * len(parsed), use_tqdm)]
+
+    def _read(self, prompts: Any) -> list[ParsedPrompt]:
+        return parse_prompts(prompts, self.engine.tokenizer, self.engine.processor)
 
     def _require(self, task: Task) -> None:
         if self.engine.architecture is not None:
@@ -132,12 +135,12 @@ class LLM:
         """
         if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping) and "role" in prompt[0]:
             parsed = self._render(self._chat_template(None), prompt, {})
-        elif len(prompts := parse_prompts(prompt, self.engine.tokenizer)) == 1:
+        elif len(prompts := self._read(prompt)) == 1:
             parsed = prompts[0]
         else:
             raise RequestError(f"a stream serves one prompt, not {len(prompts)}: open one after the other")
         params = self._params_for(1, sampling_params)[0]
-        self.engine.check(parsed.token_ids, params)
+        self.engine.check(parsed.token_ids, params, parsed.inputs)
         return self._stream(parsed, params)
 
     def _stream(self, prompt: ParsedPrompt, params: SamplingParams) -> Generator[RequestOutput, None, None]:
@@ -145,7 +148,12 @@ class LLM:
         request_id = str(next(self._numbers))
         try:
             self.engine.add_request(
-                request_id, prompt.token_ids, params, prompt=prompt.text, cache_salt=prompt.cache_salt
+                request_id,
+                prompt.token_ids,
+                params,
+                prompt=prompt.text,
+                cache_salt=prompt.cache_salt,
+                inputs=prompt.inputs,
             )
             while self.engine.has_unfinished_requests():
                 yield from self.engine.step()
@@ -195,7 +203,7 @@ class LLM:
     ) -> list[RequestOutput]:
         self._check_idle()
         for prompt, wanted in zip(prompts, params, strict=True):
-            self.engine.check(prompt.token_ids, wanted)
+            self.engine.check(prompt.token_ids, wanted, prompt.inputs)
         ids = [str(next(self._numbers)) for _ in prompts]
         try:
             for request_id, prompt, wanted in zip(ids, prompts, params, strict=True):
@@ -206,6 +214,7 @@ class LLM:
                     prompt=prompt.text,
                     cache_salt=prompt.cache_salt,
                     final_only=True,
+                    inputs=prompt.inputs,
                 )
             done = self._drain(len(ids), use_tqdm)
         finally:

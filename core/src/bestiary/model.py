@@ -3,7 +3,7 @@
 Every pass is one function over the tree, and `build` is their fixed order. None of them is called by a plugin.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from math import prod
 from typing import Any, Protocol, cast
@@ -18,7 +18,17 @@ from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
 from bestiary.errors import ConfigUnsupported, PluginBroken
 from bestiary.parallel import Mesh
 
-__all__ = ["ModelModule", "build", "choose_dtype", "describe", "keeps", "kinds", "model_module", "num_parameters"]
+__all__ = [
+    "ModelModule",
+    "build",
+    "choose_dtype",
+    "describe",
+    "keeps",
+    "kinds",
+    "model_module",
+    "num_parameters",
+    "processor",
+]
 
 
 class ModelModule(Protocol):
@@ -35,15 +45,26 @@ class ModelModule(Protocol):
 def model_module(architecture: Architecture, file: ConfigFile) -> ModelModule:
     """Import the module that runs this checkpoint. Raises PluginBroken with the cause."""
     name = architecture.module_for(file.values)
+    return cast(ModelModule, _module(architecture, name, "model", ("Config", "NAMES", "describe")))
+
+
+def processor(architecture: Architecture) -> Callable[..., Any]:
+    """The class that a plugin's processor module holds: called with config.json, folder and tokenizer it gives one."""
+    name = str(architecture.processor)
+    found: Callable[..., Any] = _module(architecture, name, "processor", ("Processor",)).Processor
+    return found
+
+
+def _module(architecture: Architecture, name: str, what: str, parts: Iterable[str]) -> Any:
     try:
         module = import_module(name)
     except Exception as e:
         raise PluginBroken(
-            f"{architecture.name}: its model module {name!r} fails to import ({type(e).__name__}: {e})"
+            f"{architecture.name}: its {what} module {name!r} fails to import ({type(e).__name__}: {e})"
         ) from e
-    if lacking := [part for part in ("Config", "NAMES", "describe") if not hasattr(module, part)]:
-        raise PluginBroken(f"{architecture.name}: its model module {name!r} lacks {', '.join(lacking)}")
-    return cast(ModelModule, module)
+    if lacking := [part for part in parts if not hasattr(module, part)]:
+        raise PluginBroken(f"{architecture.name}: its {what} module {name!r} lacks {', '.join(lacking)}")
+    return module
 
 
 def describe(architecture: Architecture, file: ConfigFile) -> tuple[Decoder, Names]:

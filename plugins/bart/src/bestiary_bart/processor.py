@@ -1,0 +1,48 @@
+"""A prompt for an encoder-decoder: the text is the encoder's, and the answer begins with a token of its own."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+from bestiary.checkpoint import ConfigFile
+from bestiary.errors import RequestError
+from bestiary.inputs import Inputs, Item
+from bestiary.prompts import Prompt
+from bestiary.text import Tokenizer
+
+__all__ = ["Processor"]
+
+
+class Processor:
+    """Prompts are what the encoder reads; `decoder_prompt`, where there is one, is how the answer begins."""
+
+    def __init__(self, file: ConfigFile, folder: Path, tokenizer: Tokenizer | None) -> None:
+        self._tokenizer = tokenizer
+        self._start = file.get("decoder_start_token_id", int, 2)
+        self._vocabulary, self._longest = file.size("vocab_size"), file.size("max_position_embeddings", 1024)
+
+    def __call__(self, prompt: Prompt) -> tuple[list[int], Inputs]:
+        """The decoder's tokens, and the encoder's as an item to look at."""
+        if prompt.media or prompt.embeddings:
+            raise RequestError("it brings more than text, and the model reads text alone")
+        if prompt.encoder is None:
+            return [self._start], Inputs(crossed=(self._item(prompt),))
+        begun = prompt.text is not None or prompt.token_ids is not None
+        answer = prompt.tokens(self._tokenizer, add_special_tokens=False) if begun else []
+        if answer[:1] != [self._start]:
+            answer = [self._start, *answer]
+        return answer, Inputs(crossed=(self._item(prompt.encoder),))
+
+    def _item(self, prompt: Prompt) -> Item:
+        ids = prompt.tokens(self._tokenizer)
+        if not ids or len(ids) > self._longest:
+            raise RequestError(f"the encoder's text has {len(ids)} tokens; give 1 to {self._longest}")
+        for place, token in enumerate(ids):
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self._vocabulary:
+                raise RequestError(
+                    f"the encoder's token {place} is {token!r}: ids are whole numbers from 0 to {self._vocabulary - 1}"
+                )
+        tensor = torch.tensor(ids)
+        digest = hashlib.sha256(b"encoder text" + tensor.numpy().tobytes()).digest()
+        return Item("text", {"token_ids": tensor}, len(ids), digest)
