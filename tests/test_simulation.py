@@ -21,6 +21,7 @@ import pytest
 from bestiary.cache import CacheGroup
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
+from bestiary.inputs import Inputs, Item, Span
 from bestiary.output import RequestOutput
 from bestiary.runner import StepRow
 from bestiary.sampling.params import SamplingParams
@@ -39,6 +40,7 @@ class Asked:
     id: str
     prompt: list[int]
     params: SamplingParams
+    inputs: Inputs
     salt: str
     final_only: bool
     arrives: int
@@ -70,11 +72,11 @@ class Day:
         )
         self.end_ids = chance.sample(range(self.executor.vocabulary), chance.randint(0, 2))
         self.engine = Engine(config, self.executor, None, self.end_ids)
-        self.prefixes = [self._tokens(longest - 1) for _ in range(3)]
-        self.asked = {str(i): self._ask(str(i)) for i in range(REQUESTS_PER_DAY)}
         #: request id -> its answers that end with an error, because the fault was theirs.
         self.blamed: Counter[str] = Counter()
         self.happened: Counter[str] = Counter(requests=REQUESTS_PER_DAY)
+        self.prefixes = [self._tokens(longest - 1) for _ in range(3)]
+        self.asked = {str(i): self._ask(str(i)) for i in range(REQUESTS_PER_DAY)}
         self.culprits = chance.sample(sorted(self.asked), 4)
         self.trace: list[tuple[object, ...]] = []
         self._fail_allocations(chance)
@@ -102,6 +104,7 @@ class Day:
         chance, longest = self.random, self.executor.max_model_len
         head = chance.choice(self.prefixes)[: chance.randint(0, longest)]
         prompt = (head + self._tokens(chance.randint(1, 4)))[-(longest - 1) :]
+        inputs = self._inputs(prompt)
         max_tokens = chance.randint(1, chance.choice((3, 10, 30)))
         params = SamplingParams(
             temperature=chance.choice((0.0, 1.0)),
@@ -119,11 +122,28 @@ class Day:
             request_id,
             prompt,
             params,
+            inputs,
             salt=chance.choice(("", "", "tenant")),
             final_only=chance.random() < 0.5,
             arrives=int(request_id) // chance.choice((1, 4, 50)),
             abort_after=chance.choice((0, 0, 1, 2, 5, 20)) if chance.random() < 0.15 else None,
         )
+
+    def _inputs(self, prompt: list[int]) -> Inputs:
+        """Sometimes a picture among the tokens, whose places all hold the same token, or a prefix that sees itself."""
+        chance, prefix = self.random, 0
+        spans = []
+        if chance.random() < 0.2:
+            start = chance.randrange(len(prompt))
+            takes = tuple(chance.random() < 0.8 for _ in range(chance.randint(1, len(prompt) - start)))
+            prompt[start : start + len(takes)] = [0] * len(takes)
+            digest = chance.choice((b"griffin", b"sphinx"))
+            spans.append(Span(Item("image", {}, sum(takes), digest + bytes([len(takes)])), start, takes))
+        if chance.random() < 0.1:
+            prefix = chance.randint(1, min(len(prompt), self.engine.config.max_num_batched_tokens))
+        self.happened["pictures"] += len(spans)
+        self.happened["prefixes"] += prefix > 0
+        return Inputs(spans=spans, prefix=prefix)
 
     # ---- what goes wrong ---------------------------------------------------------------------------------------------
 
@@ -191,7 +211,9 @@ class Day:
         self._check_end()
 
     def _add(self, one: Asked) -> None:
-        self.engine.add_request(one.id, one.prompt, one.params, cache_salt=one.salt, final_only=one.final_only)
+        self.engine.add_request(
+            one.id, one.prompt, one.params, cache_salt=one.salt, final_only=one.final_only, inputs=one.inputs
+        )
 
     def _abort(self, request_id: str) -> None:
         """Once in a while together with one that is gone already, one that never was, and a second time."""
@@ -265,6 +287,7 @@ class Day:
             end_ids=self.end_ids,
             index=index,
             groups=executor.groups,
+            inputs=one.inputs,
         )
 
     def _check_prompt(self, one: Asked, output: RequestOutput, whole: bool) -> None:
@@ -274,7 +297,7 @@ class Day:
         assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
         read = zip(output.prompt_logprobs[1:], one.prompt[1:], strict=whole)
         found = [entry[token].logprob for entry, token in read if entry is not None]
-        assert found == expected_prompt_logprobs(one.prompt, self.executor.groups)[: len(found)]
+        assert found == expected_prompt_logprobs(one.prompt, self.executor.groups, one.inputs)[: len(found)]
 
 
 def simulate(seed: int) -> Day:

@@ -36,10 +36,11 @@ def _digest(tag: bytes, *parts: bytes) -> bytes:
 
 
 def _spans_of(inputs: Inputs, start: int, end: int) -> Iterator[bytes]:
-    """What the tokens `start` to `end` stand for beside themselves: items, and where in them these tokens are."""
+    """What the tokens `start` to `end` stand for beside themselves: which take which vectors of which item."""
     for span in inputs.spans:
-        if span.start < end and start < span.end:
-            yield pack("<q", start - span.start) + span.item.digest
+        places, which = span.between(start, end)
+        if places:
+            yield pack(f"<q{len(places)}q", which.start, *(place - start for place in places)) + span.item.digest
 
 
 @dataclass(slots=True)

@@ -13,6 +13,8 @@ from struct import pack
 from typing import NamedTuple
 
 from bestiary.cache import CacheGroup
+from bestiary.errors import EngineError
+from bestiary.inputs import NOTHING, Inputs
 from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs
@@ -31,6 +33,7 @@ Fault = Callable[[Sequence[StepRow]], Collection[int]]
 class FakeExecutor:
     """An Executor over `num_blocks` blocks of `block_size` token ids each, or over several groups of blocks.
 
+    What stands for a token depends on the item that it belongs to, and on a whole prefix that sees itself both ways.
     Of a group with a window the next token sees the last so many tokens; of one with a state a hash of all of them,
     which is carried from one slot to the other.
     """
@@ -61,7 +64,7 @@ class FakeExecutor:
         """Write the rows' tokens to the memory, and choose from what the memory then says."""
         self.num_steps += 1
         for row in rows:
-            self._write(row, row.tokens)
+            self._write(row, _values(row.tokens, row.start, row.inputs))
         for number in self._faults(rows):
             self._write(rows[number], [_NAN] * len(rows[number].tokens))
             self._is_spoiled = True
@@ -144,6 +147,7 @@ def expected_answer(
     end_ids: Sequence[int] = (),
     index: int = 0,
     groups: Sequence[CacheGroup] = (CacheGroup(0),),
+    inputs: Inputs = NOTHING,
 ) -> Expected:
     """What an engine over a FakeExecutor must answer: computed from prompt and parameters alone.
 
@@ -151,7 +155,7 @@ def expected_answer(
     """
     stops = params.stop_token_ids or ()
     ends = [*stops, *(() if params.ignore_eos else end_ids)]
-    tokens, logprobs = array("q", prompt_ids), list[float]()
+    tokens, logprobs = array("q", _values(prompt_ids, 0, inputs)), list[float]()
     limit = max_model_len - len(prompt_ids)
     limit = limit if params.max_tokens is None else min(limit, params.max_tokens)
     for num_output in range(limit):
@@ -166,11 +170,32 @@ def expected_answer(
     return Expected(tokens[len(prompt_ids) :].tolist(), "length", None, logprobs)
 
 
-def expected_prompt_logprobs(prompt_ids: Sequence[int], groups: Sequence[CacheGroup] = (CacheGroup(0),)) -> list[float]:
+def expected_prompt_logprobs(
+    prompt_ids: Sequence[int], groups: Sequence[CacheGroup] = (CacheGroup(0),), inputs: Inputs = NOTHING
+) -> list[float]:
     """What the same engine must say of a prompt's tokens from the second on; no group may have a state."""
-    tokens = array("q", prompt_ids).tobytes()
+    tokens = array("q", _values(prompt_ids, 0, inputs)).tobytes()
     contexts = (_context(tokens[: place * _TOKEN_BYTES], groups) for place in range(1, len(prompt_ids)))
     return [_logprobs(context, token).logprobs[0] for context, token in zip(contexts, prompt_ids[1:], strict=True)]
+
+
+def _values(tokens: Sequence[int], start: int, inputs: Inputs) -> list[int]:
+    """What stands for some of a sequence's tokens, the first of which is at `start`."""
+    values = list(tokens)
+    for span in inputs.spans:
+        places, which = span.between(start, start + len(values))
+        for place, number in zip(places, which, strict=True):
+            values[place - start] = _hash(span.item.digest, number)
+    if start < inputs.prefix:
+        if start or len(values) < inputs.prefix:
+            raise EngineError("a prefix that sees itself both ways was cut")
+        whole = array("q", values[: inputs.prefix]).tobytes()
+        values[: inputs.prefix] = [_hash(whole, place) for place in range(inputs.prefix)]
+    return values
+
+
+def _hash(content: bytes, number: int) -> int:
+    return int.from_bytes(blake2b(content, digest_size=7, salt=pack("<q", number)).digest(), "little")
 
 
 def _context(tokens: bytes, groups: Sequence[CacheGroup]) -> bytes:
