@@ -1,5 +1,6 @@
 """Attention over the paged cache, from grouped-query to multi-head."""
 
+import torch
 from torch import Tensor
 
 import bestiary_kernels as kernels
@@ -51,7 +52,11 @@ class Attention(Mixer):
         k_cache, v_cache = batch.caches[self.slot]
         pages = batch.pages[self.group]
         interleaved = self.rope is not None and self.rope.interleaved
-        kernels.rotary_cache_write(q, k, v, self.angles, batch.positions, pages.slots, k_cache, v_cache, interleaved)
+        angles, positions = self.angles, batch.positions
+        if batch.axes is not None and self.rope is not None and angles is not None and self.rope.sections:
+            angles = self.rope.turned(angles, batch.axes)
+            positions = torch.arange(len(positions), device=positions.device)
+        kernels.rotary_cache_write(q, k, v, angles, positions, pages.slots, k_cache, v_cache, interleaved)
         mixed = kernels.paged_attention(
             q,
             k_cache,

@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and its stretches. Angles depend on position alone."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self, cast, get_args
 
 import torch
@@ -37,11 +37,15 @@ class Rope:
     truncate: bool = True
     #: Multiplies cosine and sine; None: what the stretch itself says.
     attention_factor: float | None = field(default=None)
+    #: How many frequencies, in order, turn with each axis of the positions (Wang et al. 2024, arXiv 2409.12191).
+    sections: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, file: ConfigFile, dim: int, *, interleaved: bool = False) -> Self:
         """From config.json, in either dialect; `dim` is the head size. Raises ConfigUnsupported for other kinds."""
         found = file.rope()
+        if found.type == "mrope":  # the name that several axes had before they were a setting of their own
+            found = replace(found, type="default")
         if found.type not in get_args(Stretch):
             raise ConfigUnsupported(
                 f"{file.path}: rope type {found.type!r} is not supported; supported are: {', '.join(get_args(Stretch))}"
@@ -52,7 +56,10 @@ class Rope:
             factor = found.factor or 1.0
             given["attention_factor"] = _mscale(factor, found.mscale) / _mscale(factor, found.mscale_all_dim)
         dim = int(dim * (found.partial_rotary_factor or 1))
-        return cls(dim, found.theta, cast(Stretch, found.type), trained=trained, interleaved=interleaved, **given)
+        sections = found.mrope_section
+        file.must(sum(sections) in (0, dim // 2), "rope_scaling", f"has mrope_section {sections} for {dim // 2} angles")
+        stretch = cast(Stretch, found.type)
+        return cls(dim, found.theta, stretch, trained=trained, interleaved=interleaved, sections=sections, **given)
 
     def reach(self, stated: int) -> int:
         """The context in tokens where config.json states `stated`: old kinds multiply it, new ones state the result."""
@@ -68,6 +75,12 @@ class Rope:
         else:
             angles = torch.outer(positions, self._frequencies())
         return torch.stack((angles.cos(), angles.sin()), 1) * self._amplitude()
+
+    def turned(self, table: Tensor, axes: Tensor) -> Tensor:
+        """[T, 2, dim / 2] of a table: each frequency's row is that of the position on its axis, of `axes` [axes, T]."""
+        axis_of = torch.repeat_interleave(torch.arange(len(self.sections)), torch.tensor(self.sections))
+        frequency = torch.arange(self.dim // 2, device=table.device)
+        return table[axes[axis_of.to(axes.device)].T, :, frequency].transpose(1, 2).contiguous()
 
     def _frequencies(self) -> Tensor:
         plain = _inverse(self.base, self.dim)

@@ -60,6 +60,8 @@ class RopeSettings:
     partial_rotary_factor: float | None = None
     short_factor: tuple[float, ...] = ()
     long_factor: tuple[float, ...] = ()
+    #: Frequencies that turn with each of several axes of positions; one axis where there are none.
+    mrope_section: tuple[int, ...] = ()
     #: File and key that errors name.
     source: str = field(default="config.json", compare=False, repr=False)
 
@@ -191,6 +193,7 @@ class ConfigFile:
             partial_rotary_factor=self.get((f"{name}.partial_rotary_factor", "partial_rotary_factor"), float),
             short_factor=scaling.get("short_factor", tuple[float, ...], ()),
             long_factor=scaling.get("long_factor", tuple[float, ...], ()),
+            mrope_section=scaling.get("mrope_section", tuple[int, ...], ()),
             source=f"{self.path}: {self._prefix}{name}",
             **{number: scaling.get(number, float) for number in _ROPE_NUMBERS},
         )
