@@ -70,6 +70,8 @@ class PagedCache:
         self._share = share_prefixes and all(group.fixed is None for group in groups)
         # What a sequence looks at beside its tokens is not shared block by block: its table's root speaks of it.
         self._shared = [g for g, group in enumerate(groups) if not group.is_constant]
+        self._windowed = [g for g, group in enumerate(groups) if group.window is not None]
+        self._fixed = [g for g, group in enumerate(groups) if group.fixed is not None]
 
     @property
     def is_empty(self) -> bool:
@@ -133,8 +135,24 @@ class PagedCache:
 
         False, and no block taken, where there are not enough, with `spare` blocks left in each pool that grows.
         """
+        if self._windowed:
+            self._slide(table, start)
+        if self._has(table, end):
+            return True
+        return self._take(table, end, spare)
+
+    def _has(self, table: BlockTable, end: int) -> bool:
+        """There is room for that many tokens already, as there is in most decode steps."""
+        if not table.blocks:
+            return False
+        for g in self._shared:
+            if len(table.blocks[g]) * self.block_size < end:
+                return False
+        return True
+
+    def _take(self, table: BlockTable, end: int, spare: int) -> bool:
+        """Take what is missing from every pool, or from none."""
         table.blocks = table.blocks or [[] for _ in self.groups]
-        self._slide(table, start)
         size = self.block_size
         wanted = [
             group.blocks_for(end, table.inputs.num_crossed, size) - len(blocks)
@@ -160,11 +178,12 @@ class PagedCache:
 
     def _slide(self, table: BlockTable, start: int) -> None:
         """Give back the blocks that tokens from `start` on do not see."""
-        for group, pool, blocks in zip(self.groups, self.pools, table.blocks, strict=True):
-            for index in range(group.first_needed(start, self.block_size) - 1, -1, -1):
+        for g in self._windowed if table.blocks else ():
+            blocks = table.blocks[g]
+            for index in range(self.groups[g].first_needed(start, self.block_size) - 1, -1, -1):
                 if blocks[index] == GONE:
                     break
-                pool.drop([blocks[index]])
+                self.pools[g].drop([blocks[index]])
                 blocks[index] = GONE
 
     def commit(self, table: BlockTable, tokens: Sequence[int], num_computed: int) -> None:
@@ -172,9 +191,8 @@ class PagedCache:
 
         A state was read from one of its blocks and written to the other, so that a step that fails can be repeated.
         """
-        for group, blocks in zip(self.groups, table.blocks, strict=True):
-            if group.fixed is not None:
-                blocks.reverse()
+        for g in self._fixed:
+            table.blocks[g].reverse()
         for index in range(table.published, num_computed // self.block_size if self._share else 0):
             key, content = self._key(table, tokens, index), self._tokens_of(tokens, index)
             for g in self._shared:
