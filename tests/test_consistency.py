@@ -162,14 +162,14 @@ def test_forced_preemption_changes_no_token(share: bool, demo: Path, oracle: Ora
         enable_prefix_caching=share,
     )
     preempted = 0
-    yielding = llm.engine.scheduler._preempt
+    yielding = llm.engine.scheduler.preempt
 
     def count(sequence: Any) -> None:
         nonlocal preempted
         preempted += 1
         yielding(sequence)
 
-    llm.engine.scheduler._preempt = count  # type: ignore[method-assign]
+    llm.engine.scheduler.preempt = count  # type: ignore[method-assign]
     outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
     assert preempted > 10
     assert list(disagreements(oracle, outputs)) == []

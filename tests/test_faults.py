@@ -110,13 +110,13 @@ def test_f5_an_exhausted_cache_makes_the_youngest_wait_and_changes_no_answer(
 ) -> None:
     on = engine(FakeExecutor(blocks, BLOCK_SIZE, vocabulary=VOCABULARY))
     preempted: list[str] = []
-    preempt = on.scheduler._preempt
+    preempt = on.scheduler.preempt
 
     def counted(sequence: Tokens) -> None:
         preempted.append(sequence.id)
         preempt(sequence)
 
-    monkeypatch.setattr(on.scheduler, "_preempt", counted)
+    monkeypatch.setattr(on.scheduler, "preempt", counted)
     check_exact(serve(on))
     assert preempted or blocks > 7
     check_survived(on)

@@ -177,13 +177,13 @@ class Day:
             pool.take = sometimes  # type: ignore[method-assign]
 
     def _count_preemptions(self) -> None:
-        preempt = self.engine.scheduler._preempt
+        preempt = self.engine.scheduler.preempt
 
         def counted(sequence: Tokens) -> None:
             self.happened["preemptions"] += 1
             preempt(sequence)
 
-        self.engine.scheduler._preempt = counted  # type: ignore[method-assign]
+        self.engine.scheduler.preempt = counted  # type: ignore[method-assign]
 
     # ---- the day -----------------------------------------------------------------------------------------------------
 

@@ -199,7 +199,7 @@ def test_who_reads_its_prompt_again_after_yielding_lets_others_find_it_again() -
     on = scheduler()
     on.add(one := sequence("A", range(9), reads_prompt=True))
     run(on)
-    on._preempt(one)
+    on.preempt(one)
     on.cache.pools[0].clear()
     assert run(on) == [("A", 0, 10)]
     on.add(sequence("B", range(9)))

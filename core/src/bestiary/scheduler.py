@@ -131,12 +131,13 @@ class Scheduler:
         start = sequence.num_computed
         while not self.cache.reserve(sequence.table, start, start + count):
             youngest = self.running[-1]
-            self._preempt(youngest)
+            self.preempt(youngest)
             if youngest is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence) -> None:
+        """Take all blocks of a running sequence back; it waits in front, and its tokens are computed again."""
         self.running.remove(sequence)
         self.cache.release(sequence.table)
         sequence.num_computed, sequence.has_crossed = 0, False

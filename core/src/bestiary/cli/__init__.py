@@ -20,6 +20,7 @@ _VERBS = {
     "run": "Answer one prompt.",
     "chat": "Talk with a model at the terminal.",
     "bench": "Measure a model's speed, and how much of this machine's it uses.",
+    "verify": "Prove that installed plugins do what they declare.",
     "doctor": "Check the installation, and say how to mend what is broken.",
 }
 _MODELS = """Bestiary serves open models; every architecture is a plugin.

@@ -1,5 +1,36 @@
-"""What tests of Bestiary and of its plugins are made with. Nothing that serves a user imports it."""
+"""What tests of Bestiary and of its plugins are made with. Nothing that serves a user imports it; it loads lazily."""
 
-from bestiary.testing.fake_model import Expected, FakeExecutor, expected_answer, expected_prompt_logprobs
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Expected", "FakeExecutor", "expected_answer", "expected_prompt_logprobs"]
+if TYPE_CHECKING:
+    from bestiary.testing.cases import Case, Naming, Waiver
+    from bestiary.testing.conformance import Conformance
+    from bestiary.testing.fake_model import Expected, FakeExecutor, expected_answer, expected_prompt_logprobs
+    from bestiary.testing.references import Transformers
+
+__all__ = [
+    "Case",
+    "Conformance",
+    "Expected",
+    "FakeExecutor",
+    "Naming",
+    "Transformers",
+    "Waiver",
+    "expected_answer",
+    "expected_prompt_logprobs",
+]
+
+_HOMES = {
+    "cases": ("Case", "Naming", "Waiver"),
+    "conformance": ("Conformance",),
+    "fake_model": ("Expected", "FakeExecutor", "expected_answer", "expected_prompt_logprobs"),
+    "references": ("Transformers",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"bestiary.testing.{module}"), name)
+    raise AttributeError(f"module 'bestiary.testing' has no attribute {name!r}")

@@ -1,0 +1,255 @@
+"""A case made real: an oracle, the tiny checkpoint that it saves, variants of that, and engines over them."""
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bestiary.config import EngineConfig
+from bestiary.engine import Engine
+from bestiary.errors import BestiaryError
+from bestiary.inputs import NOTHING
+from bestiary.prompts import Prompt
+from bestiary.sampling.params import SamplingParams
+from bestiary.testing.cases import Case, Naming
+from bestiary.testing.references import Oracle, write_config
+
+__all__ = ["NEW_TOKENS", "Answer", "Fixture", "Unfit"]
+
+NEW_TOKENS = 32
+#: What is asked of a tiny model, or its answer proves nothing.
+_LEAST_DISTINCT, _LEAST_MARGIN, _MOST_SEEDS = 6, 1e-3, 40
+
+
+class Unfit(BestiaryError):
+    """No random weights made this configuration answer with more than a few tokens, or with any certainty."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the engine made of one prompt."""
+
+    tokens: list[int]
+    #: [tokens, vocabulary], and [prompt - 1, vocabulary] where they were asked for.
+    logprobs: Tensor
+    prompt_logprobs: Tensor
+    num_cached: int
+    #: [rows, width] of a model that pools.
+    vectors: Tensor
+
+
+class Fixture:
+    """One case of one architecture, in a folder of its own. Everything is made when it is first needed."""
+
+    def __init__(self, architecture: str, case: Case, folder: Path) -> None:
+        self.architecture, self.case, self._root = architecture, case, folder
+        self.vocabulary = int(_vocabulary(case.config))
+        self._engines: dict[str, Engine] = {}
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """Of different lengths, the first as long as the case says."""
+        draw = random.Random(self.case.name)
+        n = self.case.prompt_length
+        return [draw.choices(range(3, self.vocabulary), k=k) for k in (n, n // 2, 3, n - 5)]
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """The reference, with the first seed that makes it answer usefully."""
+        return self._found[0]
+
+    @property
+    def seed(self) -> int | None:
+        """That seed, where a check needed the reference."""
+        return self._found[1] if "_found" in vars(self) else None
+
+    @cached_property
+    def expected(self) -> list[int]:
+        """The oracle's own greedy answer to the first prompt, token by token."""
+        return self._found[2]
+
+    @cached_property
+    def _found(self) -> tuple[Oracle, int, list[int]]:
+        for seed in range(_MOST_SEEDS):
+            oracle = self.case.reference.build(self.case.config, seed)
+            if self.pools:
+                return oracle, seed, []
+            answer, margin = _greedy(oracle, self.prompts[0])
+            if len(set(answer)) >= _LEAST_DISTINCT and margin > _LEAST_MARGIN:
+                return oracle, seed, answer
+        raise Unfit(
+            f"{self.architecture}, case {self.case.name!r}: with none of {_MOST_SEEDS} seeds the reference gives "
+            f"{_LEAST_DISTINCT} different tokens of {NEW_TOKENS} with a margin of {_LEAST_MARGIN}; change the sizes"
+        )
+
+    @property
+    def pools(self) -> bool:
+        """The model answers with vectors."""
+        return getattr(self.case.reference, "kind", "decoder") in ("embedding", "reward")
+
+    @cached_property
+    def folder(self) -> Path:
+        """The checkpoint: tensors as the reference publishes them, config.json as the case says."""
+        folder = self._fresh("published")
+        self.oracle.save(folder)
+        (folder / "config.json").rename(folder / "config.reference.json")
+        write_config(folder, self.case.config, self.architecture)
+        return folder
+
+    def variant(self, name: str, changes: Mapping[str, Any]) -> Path:
+        """The same tensors under a changed configuration; None leaves a key out."""
+        folder = self._copy(name)
+        dropped = [key for key, value in changes.items() if value is None]
+        values = {key: value for key, value in {**self.case.config, **changes}.items() if key not in dropped}
+        write_config(folder, values, self.architecture)
+        return folder
+
+    def in_reference_dialect(self) -> Path:
+        """The same tensors under the config.json that the reference wrote."""
+        folder = self._copy("reference dialect")
+        values = json.loads((folder / "config.reference.json").read_text())
+        write_config(folder, values, self.architecture)
+        return folder
+
+    def renamed(self, naming: Naming) -> Path:
+        """The same tensors under other names."""
+        return self.rewritten(naming.name, lambda tensors: _rename(tensors, naming))
+
+    def rewritten(self, name: str, rewrite: Any) -> Path:
+        """A copy of the checkpoint with other tensors."""
+        from safetensors.torch import load_file, save_file
+
+        folder = self._copy(name)
+        path = folder / "model.safetensors"
+        tensors = rewrite(load_file(path))
+        path.unlink()
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, {"format": "pt"})
+        return folder
+
+    def tensor_names(self) -> list[str]:
+        """What the checkpoint holds."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / "model.safetensors", "pt") as file:
+            return sorted(file.keys())
+
+    def _fresh(self, name: str) -> Path:
+        folder = self._root / re.sub(r"\W+", "-", name)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def _copy(self, name: str) -> Path:
+        folder = self._fresh(name)
+        for file in self.folder.iterdir():
+            shutil.copy(file, folder / file.name)
+        return folder
+
+    def engine(self, folder: Path | None = None, **settings: Any) -> Engine:
+        """An engine in float32 over the checkpoint, or over a variant of it. Those over the checkpoint are kept."""
+        key = repr(sorted(settings.items()))
+        if folder is None and key in self._engines:
+            return self._engines[key]
+        config = EngineConfig.resolve(
+            model=str(folder or self.folder),
+            **{
+                "dtype": "float32",
+                "device": "cpu",
+                "skip_tokenizer_init": True,
+                "max_num_seqs": 4,
+                "max_logprobs": self.vocabulary,
+                "kv_cache_memory_bytes": 2**24,
+                **settings,
+            },
+        )
+        engine = Engine.load(config, folder or self.folder)
+        if folder is None:
+            self._engines[key] = engine
+        return engine
+
+    def add(self, engine: Engine, name: str, prompt: Sequence[int], *, logprobs: bool = False) -> None:
+        """Queue a prompt for a greedy answer, or for vectors."""
+        token_ids, inputs = list(prompt), NOTHING
+        if engine.processor is not None:
+            token_ids, inputs = engine.processor(Prompt(token_ids=token_ids))
+        shown = self.vocabulary if logprobs else None
+        params = SamplingParams(
+            temperature=0,
+            max_tokens=NEW_TOKENS,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=shown,
+            prompt_logprobs=shown,
+        )
+        engine.add_request(name, token_ids, None if self.pools else params, inputs=inputs, final_only=True)
+
+    def answers(self, engine: Engine, prompts: Sequence[Sequence[int]], *, logprobs: bool = False) -> list[Answer]:
+        """Serve prompts together. Raises EngineError where one ends with an error; nothing may stay behind."""
+        for i, prompt in enumerate(prompts):
+            self.add(engine, str(i), prompt, logprobs=logprobs)
+        found = self.drain(engine)
+        return [found[str(i)] for i in range(len(prompts))]
+
+    def drain(self, engine: Engine) -> dict[str, Answer]:
+        """Step until everything that was asked is answered."""
+        found: dict[str, Answer] = {}
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                (one,) = output.outputs
+                if one.finish_reason == "error":
+                    raise BestiaryError(f"request {output.request_id} failed: {one.stop_reason}")
+                found[output.request_id] = Answer(
+                    list(one.token_ids),
+                    self._table(one.logprobs or []),
+                    self._table((output.prompt_logprobs or [])[1:]),
+                    output.num_cached_tokens,
+                    torch.cat(output.vectors) if output.vectors else torch.empty(0),
+                )
+        engine.check_integrity()
+        if not engine.scheduler.cache.is_empty:
+            raise BestiaryError("blocks of the cache are still held though every request has ended")
+        return found
+
+    def _table(self, rows: Sequence[Any]) -> Tensor:
+        """[rows, vocabulary] of the dictionaries in which the engine gives log-probabilities."""
+        found = torch.full((len(rows), self.vocabulary), float("nan"))
+        for i, row in enumerate(rows):
+            found[i, list(row)] = torch.tensor([entry.logprob for entry in row.values()])
+        return found
+
+
+def _vocabulary(config: Mapping[str, Any]) -> Any:
+    return config.get("vocab_size") or config["text_config"]["vocab_size"]
+
+
+def _greedy(oracle: Oracle, prompt: Sequence[int]) -> tuple[list[int], float]:
+    """The answer, and the least difference between the best token and the next."""
+    answer: list[int] = []
+    margin = float("inf")
+    for _ in range(NEW_TOKENS):
+        best = oracle.judge(prompt, [*answer, 0])[-1].topk(2)
+        answer.append(int(best.indices[0]))
+        margin = min(margin, float(best.values[0] - best.values[1]))
+    return answer, margin
+
+
+def _rename(tensors: dict[str, Tensor], naming: Naming) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        new = name
+        for pattern, replacement in naming.rewrites:
+            new = re.sub(pattern, replacement, new)
+        if new:
+            found[new] = tensor
+        for old, also in naming.repeats:
+            if old == name:
+                found[also] = tensor.clone()
+    return found

@@ -1,0 +1,125 @@
+"""Oracles: implementations that we did not write, with random weights. Imports torch only when one is built."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = ["Oracle", "Reference", "Transformers"]
+
+#: What a model answers with: a distribution for each next token, or vectors.
+Kind = Literal["decoder", "encoder-decoder", "embedding", "reward"]
+Tensors = dict[str, "Tensor"]
+
+
+class Oracle(Protocol):
+    """A built reference."""
+
+    def save(self, folder: Path) -> None:
+        """Write model.safetensors under published names, and config.json as the reference writes it."""
+
+    def judge(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """[len(answer), vocabulary] log-probabilities of each next token, the answer's own tokens being given."""
+
+    def vectors(self, prompt: Sequence[int]) -> Tensor:
+        """[rows, width] what a model that pools answers."""
+
+
+class Reference(Protocol):
+    """How an oracle is made."""
+
+    def build(self, config: Mapping[str, Any], seed: int) -> Oracle:
+        """With random weights of that seed, for a configuration as published."""
+
+
+def _same(tensors: Tensors) -> Tensors:
+    return tensors
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """A class of transformers by its name.
+
+    `changes` are made to the published configuration first, where the class wants it otherwise; `config` may rewrite it
+    whole. `tensors` makes published names and layouts of those that the class saves, for an architecture that
+    transformers computes but does not have. `vectors` makes the answer of a model that pools from the last hidden states
+    [T, width] and the tensors that `extra` adds.
+    """
+
+    model: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    config: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    tensors: Callable[[Tensors], Tensors] = _same
+    kind: Kind = "decoder"
+    vectors: Callable[[Tensor, Tensors], Tensor] | None = None
+    #: Tensors that the class lacks, added to what it saves: name -> shape, from the configuration.
+    extra: Callable[[dict[str, Any]], dict[str, tuple[int, ...]]] | None = None
+
+    def build(self, config: Mapping[str, Any], seed: int) -> Oracle:
+        """Make the class's model with random weights."""
+        return _Built(self, dict(config), seed)
+
+
+class _Built:
+    def __init__(self, how: Transformers, config: dict[str, Any], seed: int) -> None:
+        import torch
+        import transformers
+
+        from bestiary.testing.recipe import randomise
+
+        model_class = getattr(transformers, how.model)
+        changed = how.config(config) if how.config else config
+        values = {key: value for key, value in {**changed, **how.changes}.items() if key != "architectures"}
+        self._how = how
+        self._config = model_class.config_class(**values)
+        self._config._attn_implementation = "eager"
+        self.model = model_class(self._config).eval().float()
+        generator = torch.Generator().manual_seed(seed)
+        self.extra: Tensors = {
+            name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+            for name, shape in (how.extra(config) if how.extra else {}).items()
+        }
+        randomise(self.model, generator)
+
+    def save(self, folder: Path) -> None:
+        """As `save_pretrained` does it, then in published names."""
+        from safetensors.torch import load_file, save_file
+
+        self.model.save_pretrained(folder)
+        path = folder / "model.safetensors"
+        published = {**self._how.tensors(load_file(path)), **self.extra}
+        save_file({name: tensor.contiguous() for name, tensor in published.items()}, path, {"format": "pt"})
+
+    def judge(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+        """Teacher forcing: the whole answer is given."""
+        import torch
+
+        with torch.inference_mode():
+            if self._how.kind == "encoder-decoder":
+                start = int(self._config.decoder_start_token_id)
+                given = torch.tensor([[start, *answer[:-1]]])
+                logits = self.model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=given).logits[0]
+            else:
+                logits = self.model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        found: torch.Tensor = logits.float().log_softmax(-1)
+        return found
+
+    def vectors(self, prompt: Sequence[int]) -> Tensor:
+        """Of the last hidden states."""
+        import torch
+
+        assert self._how.vectors is not None
+        with torch.inference_mode():
+            return self._how.vectors(self.model(torch.tensor([list(prompt)])).last_hidden_state[0], self.extra)
+
+
+def write_config(folder: Path, config: Mapping[str, Any], architecture: str) -> None:
+    """config.json of a checkpoint of that architecture."""
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}, indent=2))
