@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from bestiary.testing.cases import Case, Naming, Waiver
     from bestiary.testing.conformance import Conformance
     from bestiary.testing.fake_model import Expected, FakeExecutor, expected_answer, expected_prompt_logprobs
-    from bestiary.testing.references import Transformers
+    from bestiary.testing.references import Transformers, last_token
 
 __all__ = [
     "Case",
@@ -19,13 +19,14 @@ __all__ = [
     "Waiver",
     "expected_answer",
     "expected_prompt_logprobs",
+    "last_token",
 ]
 
 _HOMES = {
     "cases": ("Case", "Naming", "Waiver"),
     "conformance": ("Conformance",),
     "fake_model": ("Expected", "FakeExecutor", "expected_answer", "expected_prompt_logprobs"),
-    "references": ("Transformers",),
+    "references": ("Transformers", "last_token"),
 }
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Oracle", "Reference", "Transformers"]
+__all__ = ["Oracle", "Reference", "Transformers", "last_token", "write_config"]
 
 #: What a model answers with: a distribution for each next token, or vectors.
 Kind = Literal["decoder", "encoder-decoder", "embedding", "reward"]
@@ -39,6 +39,11 @@ class Reference(Protocol):
         """With random weights of that seed, for a configuration as published."""
 
 
+def last_token(hidden_TD: Tensor, extra: Tensors) -> Tensor:
+    """[1, width] the last token's state, of length 1: how most decoders are made to embed."""
+    return hidden_TD[-1:] / hidden_TD[-1:].norm(dim=-1, keepdim=True)
+
+
 def _same(tensors: Tensors) -> Tensors:
     return tensors
 
@@ -49,8 +54,8 @@ class Transformers:
 
     `changes` are made to the published configuration first, where the class wants it otherwise; `config` may rewrite it
     whole. `tensors` makes published names and layouts of those that the class saves, for an architecture that
-    transformers computes but does not have. `vectors` makes the answer of a model that pools from the last hidden states
-    [T, width] and the tensors that `extra` adds.
+    transformers computes but does not have. `vectors` makes the answer of a model that pools from the last hidden
+    states [T, width] and the tensors that `extra` adds.
     """
 
     model: str
@@ -58,6 +63,7 @@ class Transformers:
     config: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     tensors: Callable[[Tensors], Tensors] = _same
     kind: Kind = "decoder"
+    attention: Literal["eager", "sdpa"] = "eager"
     vectors: Callable[[Tensor, Tensors], Tensor] | None = None
     #: Tensors that the class lacks, added to what it saves: name -> shape, from the configuration.
     extra: Callable[[dict[str, Any]], dict[str, tuple[int, ...]]] | None = None
@@ -79,7 +85,7 @@ class _Built:
         values = {key: value for key, value in {**changed, **how.changes}.items() if key != "architectures"}
         self._how = how
         self._config = model_class.config_class(**values)
-        self._config._attn_implementation = "eager"
+        self._config._attn_implementation = how.attention
         self.model = model_class(self._config).eval().float()
         generator = torch.Generator().manual_seed(seed)
         self.extra: Tensors = {
