@@ -62,6 +62,8 @@ class Transformers:
     changes: Mapping[str, Any] = field(default_factory=dict)
     config: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     tensors: Callable[[Tensors], Tensors] = _same
+    #: Changes of the random weights that the class computes with.
+    weights: Callable[[Tensors], Tensors] | None = None
     kind: Kind = "decoder"
     attention: Literal["eager", "sdpa"] = "eager"
     vectors: Callable[[Tensor, Tensors], Tensor] | None = None
@@ -93,6 +95,8 @@ class _Built:
             for name, shape in (how.extra(config) if how.extra else {}).items()
         }
         randomise(self.model, generator)
+        if how.weights is not None:
+            self.model.load_state_dict(how.weights(self.model.state_dict()))
 
     def save(self, folder: Path) -> None:
         """As `save_pretrained` does it, then in published names."""

@@ -71,7 +71,7 @@ class Config:
 
 
 def _has_alibi(file: ConfigFile, head_dim: int) -> bool:
-    """Biases are rounded before they are scaled; scaled first, as here, they agree where the scale is a power of two."""
+    """They are rounded before they are scaled; scaled first, as here, they agree where the scale is a power of two."""
     has = file.get("alibi", bool, False)
     exact = (head_dim & (head_dim - 1)) == 0 and head_dim.bit_length() % 2 == 1
     file.must(not has or exact, "alibi", f"is true with heads of {head_dim}; it needs 16, 64 or 256")
