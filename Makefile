@@ -5,14 +5,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DISTS := kernels core plugins/llama
+ZOO := $(filter-out plugins/llama,$(wildcard plugins/*))
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test lint bench bench-peers clean
+.PHONY: help demo test lint conformance bench bench-peers clean
 
 help:
 	@echo "make demo     answer a question with a real model, installed as a user would"
 	@echo "make test     install what is needed and run every check and test"
 	@echo "make lint     formatter, linter, types, layers"
+	@echo "make conformance   prove every plugin, and write conformance.json and docs/architectures.md"
 	@echo "make bench    measure, beside the peers (make bench-peers installs them first)"
 	@echo "make clean    remove what the other words made here"
 
@@ -33,19 +35,26 @@ demo: $(VENV)/.installed
 	$(BIN)/bestiary run demo "Why is the sky blue? Answer in two sentences." --temperature 0 --max-tokens 80 --stats
 
 # --- what a developer and CI have: the same, and the tools ----------------------------------------------------------
-$(VENV)/.tools: $(VENV)/.installed requirements-test.txt
-	@echo "Installing the tools for the tests ..."
+ZOO_SOURCES := $(shell find $(ZOO) -name '*.py' -o -name pyproject.toml)
+
+$(VENV)/.tools: $(VENV)/.installed requirements-test.txt $(ZOO_SOURCES)
+	@echo "Installing the tools for the tests, and the zoo ..."
 	$(PIP) install --constraint constraints.txt --requirement requirements-test.txt
+	rm -rf $(addsuffix /build,$(ZOO))
+	$(PIP) install --no-deps --no-build-isolation $(addprefix ./,$(ZOO))
 	@touch $@
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy core/src kernels/src plugins/llama/src
+	$(BIN)/mypy core/src kernels/src $(wildcard plugins/*/src)
 	$(BIN)/lint-imports
 
 test: lint
 	$(PYTEST) -n 2 --dist loadgroup $(ARGS)
+
+conformance: $(VENV)/.tools
+	$(BIN)/bestiary verify --json conformance.json --table docs/architectures.md
 
 bench-peers:
 	bash benchmarks/peers.sh

@@ -105,6 +105,7 @@ COMMANDS = {
     ("chat",): ENGINE | SAMPLING | {"MODEL", "--system"},
     ("bench", "latency"): BENCH | {"MODEL", "--batch-size"},
     ("bench", "throughput"): BENCH | {"MODEL", "--num-prompts"},
+    ("verify",): {"NAMES", "--json", "--table", "--level"},
     ("doctor",): {"--json"},
 }
 

@@ -1,9 +1,7 @@
 """Requests in, results out: owns scheduler, executor and output. Knows no model and no tensor."""
 
 import random
-import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +15,9 @@ from bestiary.config import EngineConfig
 from bestiary.errors import EngineError, RequestError
 from bestiary.executor import Executor, InlineExecutor
 from bestiary.inputs import NOTHING, Inputs
-from bestiary.output import CompletionOutput, FinishReason, Logprob, OutputText, RequestOutput
+from bestiary.output import FinishReason, Logprob, OutputText, RequestOutput
 from bestiary.prompts import Processor
+from bestiary.request import Answer, Request, seen_from_the_start
 from bestiary.runner import Runner, StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Row, TopLogprobs
@@ -34,69 +33,6 @@ __all__ = ["Engine"]
 
 #: A request for vectors asks nothing of a sampler.
 _NO_PARAMS = SamplingParams(detokenize=False)
-
-
-@dataclass(slots=True, eq=False)
-class _Answer:
-    """One of a request's answers in the making."""
-
-    request: "_Request"
-    index: int
-    sequence: Tokens
-    text: OutputText
-    seed: int
-    logprobs: list[dict[int, Logprob]] | None
-    #: What a model that pools has given so far, in chunks of the prompt's rows.
-    vectors: list["Tensor"] = field(default_factory=list)
-    cumulative_logprob: float = 0.0
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-
-    def output(self) -> CompletionOutput:
-        tokens = self.sequence.tokens[self.sequence.num_prompt :]
-        logprobs = None if self.logprobs is None else list(self.logprobs)
-        total = None if self.logprobs is None else self.cumulative_logprob
-        return CompletionOutput(
-            self.index, self.text.text, tokens, total, logprobs, self.finish_reason, self.stop_reason
-        )
-
-
-@dataclass(slots=True, eq=False)
-class _Request:
-    """What was asked, and its answers."""
-
-    id: str
-    prompt: str | None
-    prompt_ids: list[int]
-    params: SamplingParams
-    final_only: bool
-    end_ids: list[int]
-    answers: list[_Answer] = field(default_factory=list)
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-
-    @property
-    def finished(self) -> bool:
-        return all(answer.finish_reason for answer in self.answers)
-
-    def output(self) -> RequestOutput:
-        return RequestOutput(
-            request_id=self.id,
-            prompt=self.prompt,
-            prompt_token_ids=self.prompt_ids,
-            prompt_logprobs=self.prompt_logprobs,
-            outputs=[answer.output() for answer in self.answers],
-            finished=self.finished,
-            num_cached_tokens=self.answers[0].sequence.num_cached,
-            vectors=list(self.answers[0].vectors),
-        )
-
-
-def _seen(prompt_ids: Sequence[int], inputs: Inputs) -> list[bytes]:
-    """What even the first token's keys depend on: items that all look at, and a prefix that sees itself both ways."""
-    if not inputs.prefix:
-        return [item.digest for item in inputs.crossed]
-    prefix = prompt_ids[: inputs.prefix]
-    return [struct.pack(f"<{len(prefix)}q", *prefix), *(item.digest for item in inputs.items)]
 
 
 class Engine:
@@ -122,8 +58,8 @@ class Engine:
                 f"the executor promises contexts of {executor.max_model_len} tokens, its cache holds {holds}"
             )
         self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens)
-        self._requests: dict[str, _Request] = {}
-        self._answers: dict[Tokens, _Answer] = {}
+        self._requests: dict[str, Request] = {}
+        self._answers: dict[Tokens, Answer] = {}
         self._seeds = random.Random(config.seed)
 
     @classmethod
@@ -218,18 +154,18 @@ class Engine:
         params = _NO_PARAMS if params is None else params.clone()
         own_ends = [] if params.ignore_eos else self._end_ids
         ends = list(dict.fromkeys([*own_ends, *(params.stop_token_ids or ())]))
-        request = _Request(request_id, prompt, list(prompt_ids), params, final_only, ends)
+        request = Request(request_id, prompt, list(prompt_ids), params, final_only, ends)
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         base = self._seeds.getrandbits(63) if params.seed is None else params.seed
-        table = partial(BlockTable, root_key(cache_salt, _seen(prompt_ids, inputs)), inputs=inputs)
+        table = partial(BlockTable, root_key(cache_salt, seen_from_the_start(prompt_ids, inputs)), inputs=inputs)
         request.answers = [self._answer(request, index, base + index, table()) for index in range(params.n)]
         self._requests[request_id] = request
         for answer in request.answers:
             self._answers[answer.sequence] = answer
             self.scheduler.add(answer.sequence)
 
-    def _answer(self, request: _Request, index: int, seed: int, table: BlockTable) -> _Answer:
+    def _answer(self, request: Request, index: int, seed: int, table: BlockTable) -> Answer:
         params = request.params
         sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), table)
         # What is wanted of each of a prompt's tokens cannot be had of those that are found in the cache.
@@ -243,7 +179,7 @@ class Engine:
         )
         logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         seed = (seed + 2**63) % 2**64 - 2**63
-        return _Answer(request, index, sequence, text, seed, logprobs)
+        return Answer(request, index, sequence, text, seed, logprobs)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """End requests now, with what they have. Unknown and finished ids are passed over: an abort may come late."""
@@ -256,7 +192,7 @@ class Engine:
                 outputs.append(self._retire(request))
         return outputs
 
-    def _abort(self, answer: _Answer) -> None:
+    def _abort(self, answer: Answer) -> None:
         """End an answer and release the text that it held back."""
         self._finish(answer, "abort", None)
         try:
@@ -273,7 +209,7 @@ class Engine:
         self.scheduler.commit(
             [entry for entry, result in zip(plan, results, strict=True) if not isinstance(result, Exception)]
         )
-        touched: dict[str, _Request] = {}
+        touched: dict[str, Request] = {}
         for entry, result in zip(plan, results, strict=True):
             answer, samples = self._answers[entry.sequence], entry.samples
             try:
@@ -323,7 +259,7 @@ class Engine:
             row.successors = sequence.tokens[entry.start + 1 : min(end + 1, sequence.num_prompt)]
         return row
 
-    def _take_in(self, answer: _Answer, entry: Scheduled, result: StepResult) -> None:
+    def _take_in(self, answer: Answer, entry: Scheduled, result: StepResult) -> None:
         """Record what a step found for an answer, and see whether the answer ends with it."""
         prompt = answer.request.prompt_logprobs
         if prompt is not None and result.prompt:
@@ -346,7 +282,7 @@ class Engine:
             answer.cumulative_logprob += result.choice.logprobs.logprobs[0]
         self._check_end(answer, token)
 
-    def _take_vectors(self, answer: _Answer, entry: Scheduled, vectors: "Tensor") -> None:
+    def _take_vectors(self, answer: Answer, entry: Scheduled, vectors: "Tensor") -> None:
         """Record what a model that pools found; after a preemption the prompt is read again from its start."""
         if not bool(vectors.isfinite().all()):
             self.scheduler.cache.forget(answer.sequence.table)
@@ -355,7 +291,7 @@ class Engine:
         if entry.samples:
             self._finish(answer, "stop", None)
 
-    def _check_end(self, answer: _Answer, token: int) -> None:
+    def _check_end(self, answer: Answer, token: int) -> None:
         """Does this token end the answer: an end token, a stop string, or no more room?"""
         request, sequence = answer.request, answer.sequence
         params = request.params
@@ -382,12 +318,12 @@ class Engine:
             found.setdefault(token, Logprob(logprob, rank, text))
         return found
 
-    def _finish(self, answer: _Answer, reason: FinishReason, stop_reason: int | str | None) -> None:
+    def _finish(self, answer: Answer, reason: FinishReason, stop_reason: int | str | None) -> None:
         answer.finish_reason, answer.stop_reason = reason, stop_reason
         self.scheduler.remove(answer.sequence)
         del self._answers[answer.sequence]
 
-    def _retire(self, request: _Request) -> RequestOutput:
+    def _retire(self, request: Request) -> RequestOutput:
         del self._requests[request.id]
         return request.output()
 

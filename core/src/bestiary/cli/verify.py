@@ -19,7 +19,9 @@ __all__ = ["command"]
 Names = Annotated[str, Parameter(help="Architectures, as config.json names them; none: all installed.")]
 Json = Annotated[Path | None, Parameter(name="--json", help="Write every result to this file.")]
 TableFile = Annotated[Path | None, Parameter(name="--table", help="Write a table of the architectures to this file.")]
-Level = Annotated[tuple[str, ...], Parameter(help="Only checks of this level: L0, L1, L2 or L3. May be repeated.")]
+Level = Annotated[
+    tuple[str, ...], Parameter(negative=(), help="Only checks of this level: L0, L1, L2 or L3. May be repeated.")
+]
 
 
 def command(*names: Names, json: Json = None, table: TableFile = None, level: Level = ()) -> int:

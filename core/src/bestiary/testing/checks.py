@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from bestiary.errors import BestiaryError, CapabilityMissing, TensorMismatch
 from bestiary.prompts import parse_prompts
 from bestiary.testing.fixture import Answer, Fixture
 
-__all__ = ["CHECKS", "Check", "NotApplicable", "NotOffered"]
+__all__ = ["CHECKS", "TOLERANCE", "Check", "NotApplicable", "NotOffered"]
 
 #: How near every log-probability must be to the reference's.
 TOLERANCE = 1e-4
@@ -50,7 +51,7 @@ CHECKS: list[Check] = []
 
 def _check(level: str, *, of_case: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        CHECKS.append(Check(level, function.__name__, function, of_case))
+        CHECKS.append(Check(level, function.__name__.removeprefix("_"), function, of_case))
         return function
 
     return register
@@ -65,7 +66,7 @@ def _require(holds: bool, what: str) -> None:
 
 
 @_check("L0", of_case=False)
-def declaration(architecture: Architecture) -> None:
+def _declaration(architecture: Architecture) -> None:
     """The entry points resolve to a valid declaration of this contract's version."""
     for name in (architecture.name, *architecture.aliases):
         _require(registry.find(name).load() == architecture, f"the entry point {name} leads to another declaration")
@@ -74,7 +75,7 @@ def declaration(architecture: Architecture) -> None:
 
 
 @_check("L0", of_case=False)
-def undeclared_is_refused(architecture: Architecture) -> None:
+def _undeclared_is_refused(architecture: Architecture) -> None:
     """What the plugin does not declare is refused with the capability error."""
     flags = {name: False for name in ("lora", "pipeline", "tensor") if not getattr(architecture, name)}
     asked: list[dict[str, object]] = [{name: True} for name in flags]
@@ -118,10 +119,17 @@ def look():
             "environment": dict(os.environ), "warnings": len(warnings.filters), "log level": logging.getLogger().level,
             "linear": id(torch.nn.Linear.forward), "path": list(sys.path), "cwd": os.getcwd()}
 import bestiary.model, bestiary.blocks
-before = look()
-importlib.import_module(sys.argv[1])
-after = look()
-print(json.dumps([name for name in before if before[name] != after[name]]))
+found = {}
+for module in sys.argv[1:]:
+    before = look()
+    try:
+        importlib.import_module(module)
+    except Exception as failure:
+        found[module] = [f"nothing: it cannot be imported ({failure})"]
+        continue
+    after = look()
+    found[module] = [name for name in before if before[name] != after[name]]
+print(json.dumps(found))
 """
 
 
@@ -132,7 +140,7 @@ def _in_a_process(script: str, *arguments: str) -> Any:
 
 
 @_check("L1", of_case=False)
-def light_declaration(architecture: Architecture) -> None:
+def _light_declaration(architecture: Architecture) -> None:
     """Loading the declaration imports nothing heavy, opens no socket, changes no module, and takes under 50 ms."""
     module = registry.find(architecture.name).value.partition(":")[0]
     found = min((_in_a_process(_IMPORT, module) for _ in range(2)), key=lambda one: one["seconds"])
@@ -142,14 +150,21 @@ def light_declaration(architecture: Architecture) -> None:
 
 
 @_check("L1", of_case=False)
-def no_global_state(architecture: Architecture) -> None:
+def _no_global_state(architecture: Architecture) -> None:
     """Importing the model module leaves torch, the environment and the process as they were."""
-    changed = _in_a_process(_STATE, architecture.model)
-    _require(not changed, f"it changes {changed}")
+    changed = _changed_by_models().get(architecture.model) or []
+    _require(not changed, f"it changes {', '.join(changed)}")
+
+
+@cache
+def _changed_by_models() -> Any:
+    """What importing each installed architecture's model changes; one process for all, since torch takes its time."""
+    models = {found.load().model for plugins in registry.scan().values() for found in plugins}
+    return _in_a_process(_STATE, *sorted(models))
 
 
 @_check("L1")
-def no_code_of_the_checkpoint(fixture: Fixture) -> None:
+def _no_code_of_the_checkpoint(fixture: Fixture) -> None:
     """A checkpoint with `auto_map` and modules of its own runs none of them."""
     evil = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     folder = fixture.variant("auto_map", {"auto_map": evil})
@@ -185,14 +200,14 @@ def _disagreement(fixture: Fixture, folder: object = None) -> float:
 
 
 @_check("L2")
-def logits(fixture: Fixture) -> None:
+def _logits(fixture: Fixture) -> None:
     """Greedy tokens are the reference's, and every log-probability, of prompt and answer, is within 1e-4 of it."""
     found = _disagreement(fixture)
     _require(found <= TOLERANCE, f"the answer is {found:.2g} off the reference")
 
 
 @_check("L2")
-def reference_dialect(fixture: Fixture) -> None:
+def _reference_dialect(fixture: Fixture) -> None:
     """The same from config.json as the reference itself writes it (`rope_parameters`, `dtype`)."""
     if getattr(fixture.case.reference, "config", None) is not None:
         raise NotApplicable("the reference is another architecture's class")
@@ -201,7 +216,7 @@ def reference_dialect(fixture: Fixture) -> None:
 
 
 @_check("L2")
-def namings(fixture: Fixture) -> None:
+def _namings(fixture: Fixture) -> None:
     """Every published generation of tensor names gives the same numbers."""
     if not fixture.case.namings:
         raise NotApplicable("the case names no other generation")
@@ -211,7 +226,7 @@ def namings(fixture: Fixture) -> None:
 
 
 @_check("L2")
-def mutations(fixture: Fixture) -> None:
+def _mutations(fixture: Fixture) -> None:
     """Every feature that the configuration names matters: switched off, the answer is another, or nothing loads."""
     if not fixture.case.mutations:
         raise NotApplicable("the case names no feature")
@@ -224,7 +239,7 @@ def mutations(fixture: Fixture) -> None:
 
 
 @_check("L2")
-def missing_tensor(fixture: Fixture) -> None:
+def _missing_tensor(fixture: Fixture) -> None:
     """A tensor that is missing, cut short or unknown is an error that names it."""
     names = fixture.tensor_names()
     for name in (names[0], names[len(names) // 2], names[-1]):
@@ -263,14 +278,14 @@ def _alone(fixture: Fixture) -> list[Answer]:
 
 
 @_check("L3")
-def company(fixture: Fixture) -> None:
+def _company(fixture: Fixture) -> None:
     """An answer does not depend on who else is in the batch."""
     engine = fixture.engine(enable_prefix_caching=False)
     _same(fixture, fixture.answers(engine, fixture.prompts), "together")
 
 
 @_check("L3")
-def chunks(fixture: Fixture) -> None:
+def _chunks(fixture: Fixture) -> None:
     """Nor on how a prompt is cut: one token a step, seven, or all."""
     for size in (1, 7):
         engine = fixture.engine(enable_prefix_caching=False, max_num_batched_tokens=size)
@@ -278,7 +293,7 @@ def chunks(fixture: Fixture) -> None:
 
 
 @_check("L3")
-def block_sizes(fixture: Fixture) -> None:
+def _block_sizes(fixture: Fixture) -> None:
     """Nor on the size of the cache's blocks."""
     for size in (1, 5):
         engine = fixture.engine(block_size=size, max_num_batched_tokens=11)
@@ -286,7 +301,7 @@ def block_sizes(fixture: Fixture) -> None:
 
 
 @_check("L3")
-def prefix_hits(fixture: Fixture) -> None:
+def _prefix_hits(fixture: Fixture) -> None:
     """Nor on what is found in the cache."""
     engine = fixture.engine(block_size=4)
     for _ in range(2):
@@ -299,7 +314,7 @@ def prefix_hits(fixture: Fixture) -> None:
 
 
 @_check("L3")
-def preemption(fixture: Fixture) -> None:
+def _preemption(fixture: Fixture) -> None:
     """Nor on giving all blocks up in the middle of it."""
     engine = fixture.engine(block_size=4, max_num_seqs=3, max_num_batched_tokens=9)
     for i, prompt in enumerate(fixture.prompts):
@@ -318,7 +333,7 @@ def preemption(fixture: Fixture) -> None:
 
 
 @_check("L3")
-def abort(fixture: Fixture) -> None:
+def _abort(fixture: Fixture) -> None:
     """An answer that is given up leaves nothing behind, and the others alone."""
     engine = fixture.engine(enable_prefix_caching=False)
     for i, prompt in enumerate(fixture.prompts):
@@ -330,7 +345,7 @@ def abort(fixture: Fixture) -> None:
 
 
 @_check("L3")
-def reused_slots(fixture: Fixture) -> None:
+def _reused_slots(fixture: Fixture) -> None:
     """A sequence finds nothing of the one that had its place before."""
     engine = fixture.engine(max_num_seqs=1, enable_prefix_caching=False, block_size=8)
     for _ in range(2):
@@ -338,7 +353,7 @@ def reused_slots(fixture: Fixture) -> None:
 
 
 @_check("L3")
-def text_alone(fixture: Fixture) -> None:
+def _text_alone(fixture: Fixture) -> None:
     """A model that reads text alone refuses anything else, naming what."""
     engine = fixture.engine(enable_prefix_caching=False)
     if engine.architecture is not None and engine.architecture.modalities:
@@ -351,19 +366,19 @@ def text_alone(fixture: Fixture) -> None:
 
 
 @_check("L3", of_case=False)
-def pipeline(architecture: Architecture) -> None:
+def _pipeline(architecture: Architecture) -> None:
     """Two stages give the same numbers as one."""
     _offered(architecture, "pipeline")
 
 
 @_check("L3", of_case=False)
-def tensor(architecture: Architecture) -> None:
+def _tensor(architecture: Architecture) -> None:
     """Two ranks that share every matrix give the same numbers as one."""
     _offered(architecture, "tensor")
 
 
 @_check("L3", of_case=False)
-def lora(architecture: Architecture) -> None:
+def _lora(architecture: Architecture) -> None:
     """An adapter does what merging it would do."""
     _offered(architecture, "lora")
 

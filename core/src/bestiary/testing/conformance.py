@@ -119,7 +119,7 @@ class Conformance:
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """One test for each check of each case."""
         if "planned" in metafunc.fixturenames:
-            metafunc.parametrize("planned", list(parameters(self.architecture, metafunc.config)))
+            metafunc.parametrize("planned", list(_parameters(self.architecture, metafunc.config)))
 
     def test_conforms(self, planned: Planned) -> None:
         """The check holds; what does not apply, is waived or is not offered is skipped with its reason."""
@@ -132,7 +132,7 @@ class Conformance:
             pytest.skip(f"{result.status}: {result.reason}")
 
 
-def parameters(name: str, config: Any) -> Iterator[Any]:
+def _parameters(name: str, config: Any) -> Iterator[Any]:
     """The checks as parameters of a test; those of one case stay together where tests are spread over processes."""
     import pytest
 

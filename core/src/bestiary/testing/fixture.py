@@ -25,6 +25,8 @@ from bestiary.testing.references import Oracle, write_config
 __all__ = ["NEW_TOKENS", "Answer", "Fixture", "Unfit"]
 
 NEW_TOKENS = 32
+#: Tokens of answers that are compared with each other and not with the reference.
+_FEW_TOKENS = 12
 #: What is asked of a tiny model, or its answer proves nothing.
 _LEAST_DISTINCT, _LEAST_MARGIN, _MOST_SEEDS = 6, 1e-3, 40
 
@@ -183,7 +185,7 @@ class Fixture:
         shown = self.vocabulary if logprobs else None
         params = SamplingParams(
             temperature=0,
-            max_tokens=NEW_TOKENS,
+            max_tokens=NEW_TOKENS if logprobs else _FEW_TOKENS,
             ignore_eos=True,
             detokenize=False,
             logprobs=shown,

@@ -41,7 +41,8 @@ class Reference(Protocol):
 
 def last_token(hidden_TD: Tensor, extra: Tensors) -> Tensor:
     """[1, width] the last token's state, of length 1: how most decoders are made to embed."""
-    return hidden_TD[-1:] / hidden_TD[-1:].norm(dim=-1, keepdim=True)
+    last_1D = hidden_TD[-1:]
+    return last_1D / (last_1D**2).sum(-1, keepdim=True).sqrt()
 
 
 def _same(tensors: Tensors) -> Tensors:

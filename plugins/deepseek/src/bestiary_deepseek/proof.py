@@ -38,7 +38,7 @@ PUBLISHED = {
 }
 
 
-def twin(config: dict[str, Any]) -> dict[str, Any]:
+def _twin(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the Qwen2-MoE that computes the same."""
     same = {key: value for key, value in config.items() if key not in ("model_type", "rope_theta")}
     return {
@@ -50,7 +50,7 @@ def twin(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def made_alike(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def _made_alike(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """Biases, gates and doubled outputs as they must be; to be loaded back into the twin."""
     found = {}
     for name, tensor in tensors.items():
@@ -63,7 +63,7 @@ def made_alike(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return found
 
 
-def published(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def _published(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The names and values of a DeepSeek MoE."""
     found = {}
     for name, tensor in tensors.items():
@@ -74,7 +74,7 @@ def published(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     return found
 
 
-REFERENCE = Transformers("Qwen2MoeForCausalLM", config=twin, weights=made_alike, tensors=published)
+REFERENCE = Transformers("Qwen2MoeForCausalLM", config=_twin, weights=_made_alike, tensors=_published)
 
 CASES = (
     Case(

@@ -4,6 +4,15 @@ from bestiary.testing import Case, Transformers
 
 __all__ = ["CASES"]
 
+YARN = {
+    "type": "yarn",
+    "factor": 8,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 0.707,
+    "mscale_all_dim": 0.707,
+    "original_max_position_embeddings": 16,
+}
 PUBLISHED = {
     "model_type": "deepseek_v2",
     "vocab_size": 96,
@@ -32,15 +41,7 @@ PUBLISHED = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000,
-    "rope_scaling": {
-        "type": "yarn",
-        "factor": 8,
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "mscale": 0.707,
-        "mscale_all_dim": 0.707,
-        "original_max_position_embeddings": 16,
-    },
+    "rope_scaling": YARN,
     "max_position_embeddings": 128,
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
@@ -54,7 +55,7 @@ CASES = (
         REFERENCE,
         mutations={
             "stretched positions": {"rope_scaling": None},
-            "the temperature": {"rope_scaling": {**PUBLISHED["rope_scaling"], "mscale_all_dim": 0}},
+            "the temperature": {"rope_scaling": {**YARN, "mscale_all_dim": 0}},
             "groups of experts": {"topk_method": "greedy"},
             "the experts' scale": {"routed_scaling_factor": 1.0},
             "dense layers": {"first_k_dense_replace": 0},

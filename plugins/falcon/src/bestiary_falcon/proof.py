@@ -45,7 +45,7 @@ FIRST = {
 }
 
 
-def modern(config: dict[str, object]) -> dict[str, object]:
+def _modern(config: dict[str, object]) -> dict[str, object]:
     """The keys of the first published files as the class knows them."""
     names = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_head_kv": "num_kv_heads"}
     found = {names.get(key, key): value for key, value in config.items()}
@@ -82,5 +82,5 @@ CASES = (
         REFERENCE,
         mutations={"ALiBi": {"alibi": False}, "one after the other": {"parallel_attn": True}},
     ),
-    Case("first published keys", FIRST, Transformers("FalconForCausalLM", config=modern, attention="sdpa")),
+    Case("first published keys", FIRST, Transformers("FalconForCausalLM", config=_modern, attention="sdpa")),
 )

@@ -29,7 +29,7 @@ PUBLISHED = {
 }
 
 
-def packed(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def _packed(tensors: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """As newer files have it: all experts of a layer in two tensors."""
     import torch
 
@@ -54,7 +54,7 @@ CASES = (
     Case(
         "all experts in one tensor, and a window",
         {**PUBLISHED, "sliding_window": 8},
-        Transformers("MixtralForCausalLM", tensors=packed),
+        Transformers("MixtralForCausalLM", tensors=_packed),
         mutations={"the window": {"sliding_window": None}},
     ),
 )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["CASES"]
 
 
-def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """What stands on top of the trunk."""
     width = config["hidden_size"]
     return {
@@ -22,7 +22,7 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def rewards(hidden_TD: "Tensor", score: "dict[str, Tensor]") -> "Tensor":
+def _rewards(hidden_TD: "Tensor", score: "dict[str, Tensor]") -> "Tensor":
     """[T, 1] a number for every token."""
     inner = (hidden_TD @ score["score.0.weight"].T + score["score.0.bias"]).relu()
     return inner @ score["score.2.weight"].T + score["score.2.bias"]
@@ -35,8 +35,8 @@ CASES = (
         Transformers(
             "Qwen2Model",
             kind="reward",
-            vectors=rewards,
-            extra=shapes,
+            vectors=_rewards,
+            extra=_shapes,
             tensors=lambda tensors: {f"model.{name}": tensor for name, tensor in tensors.items()},
         ),
         mutations={"the norms' epsilon": {"rms_norm_eps": 0.5}, "the base": {"rope_theta": 100.0}},
