@@ -8,6 +8,7 @@ LLAMA = Architecture(
     name="LlamaForCausalLM",
     aliases=("LLaMAForCausalLM",),
     model="bestiary_llama.llama",
+    proof="bestiary_llama.proof",
     tasks={Task.GENERATE},
     lora=True,
     pipeline=True,
