@@ -83,7 +83,7 @@ class _Built:
 
         from bestiary.testing.recipe import randomise
 
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         model_class = getattr(transformers, how.model)
         changed = how.config(config) if how.config else config
         values = {key: value for key, value in {**changed, **how.changes}.items() if key != "architectures"}
