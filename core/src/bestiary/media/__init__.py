@@ -1,0 +1,25 @@
+"""Media in: what users give as image, audio or video, made into one form, within limits. Knows no model, no engine."""
+
+from bestiary.media.audio import Audio, load_audio
+from bestiary.media.digest import digest
+from bestiary.media.image import load_image
+from bestiary.media.limits import MediaLimits, check_counts
+from bestiary.media.messages import Medium, collect, fetch_all
+from bestiary.media.sources import Sources
+from bestiary.media.video import Sampling, Video, load_video
+
+__all__ = [
+    "Audio",
+    "MediaLimits",
+    "Medium",
+    "Sampling",
+    "Sources",
+    "Video",
+    "check_counts",
+    "collect",
+    "digest",
+    "fetch_all",
+    "load_audio",
+    "load_image",
+    "load_video",
+]
