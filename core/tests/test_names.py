@@ -139,6 +139,30 @@ def test_an_optional_prefix_leaves_rows_that_are_spelled_out_alone() -> None:
     assert place(names, "norm.weight")[0] == "other"
 
 
+def test_a_table_stands_under_prefixes_of_a_larger_model() -> None:
+    tower = Names(("blocks.*.qkv", "layers.*.mixer.qkv", Split("q", "k")), ("norm", "norm"), ("position_ids", None))
+    names = tower.under("vision_tower.", "encoder.tower.") + Names(("norm", "norm"))
+    found = names.find("vision_tower.blocks.3.qkv.weight")
+    assert found is not None
+    assert (found.path, found.cut) == ("encoder.tower.layers.3.mixer.qkv", tower.find("blocks.3.qkv.weight").cut)  # type: ignore[union-attr]
+    assert place(names, "vision_tower.norm.weight")[0] == "encoder.tower.norm"
+    assert place(names, "norm.weight")[0] == "norm"
+    assert place(names, "vision_tower.position_ids")[0] is None
+    assert names.find("blocks.3.qkv.weight") is None
+
+
+def test_stars_of_a_prefix_come_before_those_of_the_rows() -> None:
+    names = Names(("layers.*.norm", "layers.*.norm")).under("towers.*.", "encoder.*.")
+    assert place(names, "towers.1.layers.7.norm.weight")[0] == "encoder.1.layers.7.norm"
+
+
+def test_an_empty_prefix_changes_nothing_and_one_without_a_dot_is_refused() -> None:
+    assert place(DECODER.under("", ""), "model.embed_tokens.weight")[0] == "embed"
+    for prefixes in (("tower", ""), ("", "tower")):
+        with pytest.raises(PluginBroken, match="ends in a dot"):
+            DECODER.under(*prefixes)
+
+
 def test_looking_up_a_name_takes_no_notice_of_how_many_rows_there_are() -> None:
     names = Names(*((f"model.layers.*.kind{i}.proj", f"layers.*.kind{i}") for i in range(3000)))
     began = time.process_time()

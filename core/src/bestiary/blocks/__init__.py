@@ -4,6 +4,15 @@ from bestiary.blocks.alibi import Alibi
 from bestiary.blocks.attention import Attention
 from bestiary.blocks.cross import CrossAttention
 from bestiary.blocks.decoder import Decoder, Encoder, Head, Layers
+from bestiary.blocks.encoder import (
+    Convolution1d,
+    EncoderAttention,
+    EncoderLayer,
+    Items,
+    Learned,
+    PatchEmbedding,
+    patches,
+)
 from bestiary.blocks.kept import Crossed, Kept, Kind, Latent, PagedKV, State
 from bestiary.blocks.latent import LatentAttention
 from bestiary.blocks.layer import Layer, MixerLayer, ParallelLayer, PostNormLayer, SandwichLayer
@@ -22,15 +31,19 @@ __all__ = [
     "Activation",
     "Alibi",
     "Attention",
+    "Convolution1d",
     "CrossAttention",
     "Crossed",
     "Decoder",
     "Embedding",
     "Encoder",
+    "EncoderAttention",
+    "EncoderLayer",
     "Experts",
     "Gate",
     "GatedMLP",
     "Head",
+    "Items",
     "Kept",
     "Kind",
     "Latent",
@@ -39,6 +52,7 @@ __all__ = [
     "LayerNorm",
     "Layers",
     "Leaf",
+    "Learned",
     "Linear",
     "Mamba",
     "Mixer",
@@ -47,6 +61,7 @@ __all__ = [
     "Norm",
     "PagedKV",
     "ParallelLayer",
+    "PatchEmbedding",
     "Pooler",
     "PostNormLayer",
     "RMSNorm",
@@ -55,4 +70,5 @@ __all__ = [
     "SandwichLayer",
     "Scores",
     "State",
+    "patches",
 ]

@@ -125,6 +125,18 @@ class Names:
             raise PluginBroken(f"optional({prefix!r}): no row of this table of names begins with it")
         return Names(*bare, *rows)
 
+    def under(self, source: str, path: str) -> Names:
+        """This table for a part of a larger model: each source behind the prefix `source`, each place behind `path`.
+
+        Both are empty or end in a dot; their stars come before those of the rows. Raises PluginBroken for others.
+        """
+        for prefix in (source, path):
+            if prefix and not prefix.endswith("."):
+                raise PluginBroken(f"under({source!r}, {path!r}): a prefix is empty or ends in a dot")
+        return Names(
+            *((source + row[0], None if row[1] is None else path + row[1], *row[2:]) for row in self._written.values())
+        )
+
     def find(self, name: str) -> Target | None:
         """The place of a tensor of the checkpoint, or None where no row speaks of it."""
         if "*" in name:  # a tensor's name is no pattern
