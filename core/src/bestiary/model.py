@@ -3,14 +3,16 @@
 Every pass is one function over the tree, and `build` is their fixed order. None of them is called by a plugin.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from math import prod
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from bestiary import registry
 from bestiary.architecture import Architecture
 from bestiary.blocks import Decoder, Head, Kept, Kind, Leaf, Mixer, Rope
 from bestiary.blocks.leaf import Block
@@ -19,27 +21,49 @@ from bestiary.errors import ConfigUnsupported, PluginBroken
 from bestiary.parallel import Mesh
 
 __all__ = [
+    "Described",
     "ModelModule",
+    "Other",
     "build",
     "choose_dtype",
     "describe",
     "keeps",
     "kinds",
+    "language_model",
     "model_module",
     "num_parameters",
     "processor",
 ]
 
 
+@dataclass(frozen=True)
+class Other:
+    """Another checkpoint that a model is made of: its tensors behind the prefix `within` count as behind `prefix`."""
+
+    #: A folder or a hub's name, as a user would give it.
+    model: str
+    prefix: str
+    within: str = ""
+
+
 class ModelModule(Protocol):
-    """What a plugin's model module holds."""
+    """What a plugin's model module holds; beside it, perhaps, `others(config)`, which gives a sequence of `Other`."""
 
     #: Reads config.json: a frozen dataclass with `read(file: ConfigFile) -> Self`.
     Config: Any
-    NAMES: Names
+    #: The table of names, or what makes it of a configuration, where the model has another one inside.
+    NAMES: Names | Callable[[Any], Names]
 
     def describe(self, config: Any) -> Decoder:
         """The tree of blocks for a configuration."""
+
+
+class Described(NamedTuple):
+    """A model before any tensor: its tree, its names in checkpoints, and what it needs beside its own checkpoint."""
+
+    tree: Decoder
+    names: Names
+    others: tuple[Other, ...] = ()
 
 
 def model_module(architecture: Architecture, file: ConfigFile) -> ModelModule:
@@ -67,10 +91,23 @@ def _module(architecture: Architecture, name: str, what: str, parts: Iterable[st
     return module
 
 
-def describe(architecture: Architecture, file: ConfigFile) -> tuple[Decoder, Names]:
-    """The tree as the plugin describes it, without a tensor, and its table of names."""
+def describe(architecture: Architecture, file: ConfigFile) -> Described:
+    """The model as its plugin describes it, without a tensor."""
     module = model_module(architecture, file)
-    return module.describe(module.Config.read(file)), module.NAMES
+    config = module.Config.read(file)
+    names = module.NAMES if isinstance(module.NAMES, Names) else module.NAMES(config)
+    others: Callable[[Any], Iterable[Other]] | None = getattr(module, "others", None)
+    return Described(module.describe(config), names, tuple(others(config)) if others else ())
+
+
+def language_model(section: ConfigFile, architectures: Mapping[str, str]) -> Described:
+    """The model that a part of config.json describes, by the plugin for it that is installed: for models around others.
+
+    `architectures` says which architecture each `model_type` stands for that the part may have. Raises
+    ConfigUnsupported for others, and PluginNotInstalled where nothing installed serves it.
+    """
+    kind = section.expect("model_type", *architectures)
+    return describe(registry.find(architectures[kind]).load(), section)
 
 
 def build(

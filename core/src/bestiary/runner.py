@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bestiary import model
+from bestiary import hub, model
 from bestiary.architecture import Architecture
 from bestiary.batch import Batch, Crossing, Pages, Slots, Vectors
 from bestiary.blocks import Pooler
@@ -67,7 +67,7 @@ class Runner:
         file = ConfigFile.load(folder)
         self.device = choose_device(config.device)
         dtype = model.choose_dtype(config.dtype, file)
-        tree, names = model.describe(architecture, file)
+        tree, names, others = model.describe(architecture, file)
         self.vocabulary = tree.embed.vocabulary
         self.pools = tree.head.tokens if isinstance(tree.head, Pooler) else None
         self.block_size = config.block_size
@@ -75,6 +75,8 @@ class Runner:
             raise SettingError(f"max_model_len={config.max_model_len}: the model was made for {tree.context} tokens")
         longest = config.max_model_len or tree.context
         with Checkpoint.open(folder) as checkpoint:
+            for other in others:
+                checkpoint.adopt(Checkpoint.open(hub.locate(other.model)), other.prefix, other.within)
             self._model = model.build(tree, names, checkpoint, dtype=dtype, device=self.device, length=longest)
         kept = model.keeps(self._model)
         kinds = model.kinds(kept)

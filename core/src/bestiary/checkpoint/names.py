@@ -137,6 +137,13 @@ class Names:
             *((source + row[0], None if row[1] is None else path + row[1], *row[2:]) for row in self._written.values())
         )
 
+    def behind(self, prefix: str, other: str) -> Names:
+        """This table with `other` in the place of the prefix of each source that has it; the others as they are."""
+        moved = (
+            (other + row[0][len(prefix) :] if row[0].startswith(prefix) else row[0]) for row in self._written.values()
+        )
+        return Names(*((source, *row[1:]) for source, row in zip(moved, self._written.values(), strict=True)))
+
     def find(self, name: str) -> Target | None:
         """The place of a tensor of the checkpoint, or None where no row speaks of it."""
         if "*" in name:  # a tensor's name is no pattern

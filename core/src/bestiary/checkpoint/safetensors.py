@@ -72,6 +72,16 @@ class Checkpoint:
         entries = {file: found for file, (found, _) in opened.items()}
         return cls(folder, entries, {file: mapped for file, (_, mapped) in opened.items()})
 
+    def adopt(self, other: Checkpoint, prefix: str, within: str = "") -> None:
+        """Take in another checkpoint's tensors behind the prefix `within`, which then stand behind `prefix`.
+
+        Of a tensor that both have, this one's own counts. The other's files are let go with this one's.
+        """
+        for name, found in other._found.items():
+            if name.startswith(within):
+                self._found.setdefault(prefix + name.removeprefix(within), found)
+        self._maps.update(other._maps)
+
     def names(self) -> list[str]:
         """Every tensor's name, in file order."""
         return list(self._found)

@@ -142,7 +142,7 @@ def _measure(model: str, workload: _Workload, flags: EngineFlags) -> _Report:
     folder = hub.locate(model, settings.pop("revision", None))
     llm = LLM(str(folder), **settings, skip_tokenizer_init=True, enable_prefix_caching=False)
     config, file = llm.config, ConfigFile.load(folder)
-    tree, _ = describe(registry.resolve(file.architectures, config.plugin), file)
+    tree = describe(registry.resolve(file.architectures, config.plugin), file).tree
     dtype, device = choose_dtype(config.dtype, file), choose_device(config.device)
     llm.engine.executor = meter = Meter(llm.engine.executor, Costs.of(tree, dtype))
     for _ in range(workload.warmup):

@@ -85,7 +85,7 @@ def _facts(config: EngineConfig, folder: Path) -> _Facts:
     file = ConfigFile.load(folder)
     architecture = registry.resolve(file.architectures, prefer=config.plugin)
     plugin = _plugin(file, (architecture.name, *architecture.aliases), config)
-    tree, _ = model.describe(architecture, file)
+    tree = model.describe(architecture, file).tree
     dtype = model.choose_dtype(config.dtype, file)
     weight_bytes = model.num_parameters(tree) * dtype.itemsize
     kept = model.keeps(tree)
