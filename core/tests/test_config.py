@@ -34,6 +34,9 @@ FIELDS: dict[str, Any] = {
     "seed": 0,
     "max_logprobs": 20,
     "generation_config": "auto",
+    "limit_mm_per_prompt": {},
+    "allowed_media_domains": (),
+    "allowed_local_media_path": None,
     "plugin": {},
 }
 #: Environment variables that are read by name; the others are BESTIARY_ and the name of a field.
@@ -71,6 +74,9 @@ BAD: dict[str, list[Any]] = {
     "pipeline_parallel_size": [None, 1.0, "1", True, math.nan],
     "gpu_memory_utilization": [None, 0, -0.1, 1.01, 10**400, math.nan, math.inf, -math.inf, "0.9", True],
     "seed": [None, 2**63, -(2**63) - 1, 10**400, 0.0, math.nan, "0", True],
+    "limit_mm_per_prompt": [None, "image=1", [], 1, {1: 1}, {"image": "1"}, {"image": -1}, {"image": True}],
+    "allowed_media_domains": [None, "example.com", b"x", 1, {}, [1], [""]],
+    "allowed_local_media_path": TEXTS,
     "plugin": [None, "A=b", [], 1, {1: "b"}, {"A": 1}, {"A": None}],
 }
 
@@ -179,6 +185,9 @@ TEXT_VALUES: dict[str, tuple[str, Any]] = {
     "seed": ("-4", -4),
     "max_logprobs": ("0", 0),
     "generation_config": ("none", "none"),
+    "limit_mm_per_prompt": ("image=2, audio=0", {"image": 2, "audio": 0}),
+    "allowed_media_domains": ("a.example, b.example", ["a.example", "b.example"]),
+    "allowed_local_media_path": ("/media", "/media"),
 }
 
 
@@ -205,6 +214,8 @@ def test_every_setting_has_its_variable(monkeypatch: pytest.MonkeyPatch) -> None
         ("ENABLE_PREFIX_CACHING", "yes"),
         ("ENABLE_PREFIX_CACHING", ""),
         ("GPU_MEMORY_UTILIZATION", "most"),
+        ("LIMIT_MM_PER_PROMPT", "image"),
+        ("LIMIT_MM_PER_PROMPT", "image=two"),
     ],
 )
 def test_a_variable_that_is_no_such_value_is_refused_by_its_name(
@@ -250,7 +261,7 @@ def test_the_file_can_be_put_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path:
     [
         ("seed = ", "not a TOML file"),
         ("seed = 1\nseed = 2\n", "not a TOML file"),
-        ("seeds = 1\n", "unknown setting 'seeds'; there are: block_size"),
+        ("seeds = 1\n", "unknown setting 'seeds'; there are: allowed_local_media_path"),
         ('seed = "1"\n', "seed='1': it must be int, not str"),
         ("seed = true\n", "seed=True"),
         ("block_size = 0\n", "block_size=0"),
@@ -279,7 +290,7 @@ def test_a_file_that_is_missing_binary_or_a_folder_is_refused(monkeypatch: pytes
 
 
 def test_a_setting_that_does_not_exist_is_a_type_error_with_the_list() -> None:
-    with pytest.raises(TypeError, match="unknown engine setting 'block_sise'; there are: block_size, device"):
+    with pytest.raises(TypeError, match="unknown engine setting 'block_sise'; there are: allowed_local_media_path, "):
         EngineConfig.resolve(model="m", block_sise=16)
     with pytest.raises(TypeError):
         EngineConfig.resolve()

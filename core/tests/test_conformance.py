@@ -17,7 +17,7 @@ from bestiary.cli import main
 from bestiary.errors import BestiaryError
 from bestiary.testing import Case, Naming, Transformers, Waiver
 from bestiary.testing import conformance as kit
-from bestiary.testing.checks import CHECKS
+from bestiary.testing.checklist import CHECKS
 from bestiary.testing.fixture import Fixture, Unfit
 from bestiary.testing.report import Result, table
 

@@ -34,7 +34,7 @@ def test_a_recorded_step_computes_the_same_numbers(folder: Path, num_rows: int) 
     prompts = ["The griffin " * (n % 40 + 1) for n in range(num_rows)]
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=0)
     recorded, plain = (LLM(str(folder), max_model_len=640, block_size=5) for _ in range(2))
-    runner = plain.engine.executor._runner  # type: ignore[attr-defined]
+    runner = plain.engine.executor.runner  # type: ignore[attr-defined]
     runner._replays = None
     assert answers(recorded, prompts, params) == answers(plain, prompts, params)
     # The recording serves other sequences, in other blocks, and steps of fewer rows.
@@ -47,7 +47,7 @@ def test_decode_steps_of_few_rows_are_recorded_once_for_each_number_of_rows(fold
     params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
     llm.generate(["a", "b", "c"], params, use_tqdm=False)
     llm.generate(["a"], params, use_tqdm=False)
-    steps = llm.engine.executor._runner._replays._steps  # type: ignore[attr-defined]
+    steps = llm.engine.executor.runner._replays._steps  # type: ignore[attr-defined]
     assert sorted(steps) == [1, 3]
     assert all(step is not None for step in steps.values())
 

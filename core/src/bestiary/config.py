@@ -2,10 +2,10 @@
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from bestiary.errors import CapabilityMissing, SettingError
 from bestiary.installed import preferences
@@ -60,6 +60,12 @@ class EngineConfig:
     max_logprobs: int = 20
     #: "auto": default sampling parameters from generation_config.json; "none": Bestiary's own.
     generation_config: str = "auto"
+    #: The most items of a modality that one prompt may bring, {"image": 2}; without it as many as the model reads.
+    limit_mm_per_prompt: Mapping[str, int] = field(default_factory=dict)
+    #: Hosts from which the pictures, sounds and videos of a prompt may be fetched.
+    allowed_media_domains: Sequence[str] = ()
+    #: The folder below which a conversation may name files.
+    allowed_local_media_path: str | None = None
     #: Which distribution serves an architecture that several claim.
     plugin: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,6 +106,13 @@ class EngineConfig:
                 raise SettingError(
                     f"plugin has {name!r}: {dist!r}; it maps architectures to distributions, both by name"
                 )
+        for name, most in self.limit_mm_per_prompt.items():
+            if not isinstance(name, str) or isinstance(most, bool) or not isinstance(most, int) or most < 0:
+                raise SettingError(
+                    f"limit_mm_per_prompt has {name!r}: {most!r}; it maps modalities to whole numbers, 0 or more"
+                )
+        if not all(isinstance(host, str) and host for host in self.allowed_media_domains):
+            raise SettingError(f"allowed_media_domains={self.allowed_media_domains!r}: give the names of hosts")
         if self.dtype not in DTYPES:
             raise SettingError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.generation_config not in ("auto", "none"):
@@ -112,17 +125,21 @@ class EngineConfig:
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:
-    allowed = getattr(kind, "__args__", (kind,)) if not _is_mapping(kind) else (Mapping,)
+    collection = _collection(kind)
+    allowed = (collection,) if collection else getattr(kind, "__args__", (kind,))
     if float in allowed:
         allowed = (*allowed, int)
     wrong_bool = isinstance(value, bool) and bool not in allowed
-    if wrong_bool or not isinstance(value, allowed):
+    text_for_list = collection is not None and isinstance(value, str | bytes)
+    if wrong_bool or text_for_list or not isinstance(value, allowed):
         wanted = " or ".join(t.__name__ for t in allowed)
         raise SettingError(f"{name}={value!r}: it must be {wanted}, not {type(value).__name__}")
 
 
-def _is_mapping(kind: Any) -> bool:
-    return getattr(kind, "__origin__", None) is Mapping
+def _collection(kind: Any) -> type | None:
+    """Mapping or Sequence, for a setting that is one of these."""
+    origin = get_origin(kind)
+    return origin if origin in (Mapping, Sequence) else None
 
 
 def _from_environment(names: set[str]) -> dict[str, Any]:
@@ -140,11 +157,16 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     """The value that an environment variable stands for."""
     kinds = [k for k in getattr(kind, "__args__", (kind,)) if k is not type(None)]
     try:
+        if collection := _collection(kind):
+            words = [word.strip() for word in text.split(",") if word.strip()]
+            return words if collection is Sequence else {key: int(n) for key, n in (w.split("=") for w in words)}
         if kinds == [bool]:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
         return kinds[0](text)
     except (KeyError, ValueError):
-        wanted = "0 or 1" if kinds == [bool] else f"a value of type {kinds[0].__name__}"
+        wanted = f"a value of type {kinds[0].__name__}"
+        if _collection(kind) or kinds == [bool]:
+            wanted = "0 or 1" if kinds == [bool] else "name=number, with commas between"
         raise SettingError(f"BESTIARY_{name.upper()}={text!r}: it must be {wanted}") from None
 
 

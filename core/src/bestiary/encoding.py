@@ -33,6 +33,11 @@ class Encoding:
             self._known.move_to_end(item.digest)
         return found
 
+    def forget(self) -> None:
+        """Keep nothing of what was encoded."""
+        self._known.clear()
+        self._num_vectors = 0
+
     def _encode(self, item: Item) -> Tensor:
         inputs = {name: tensor.to(self._device) for name, tensor in item.tensors.items()}
         if "embeddings" in inputs:

@@ -15,8 +15,9 @@ from bestiary.config import EngineConfig
 from bestiary.errors import EngineError, RequestError
 from bestiary.executor import Executor, InlineExecutor
 from bestiary.inputs import NOTHING, Inputs
+from bestiary.media import Admission
 from bestiary.output import FinishReason, Logprob, OutputText, RequestOutput
-from bestiary.prompts import Processor
+from bestiary.prompts import TEXT_ALONE, Processor
 from bestiary.request import Answer, Request, seen_from_the_start
 from bestiary.runner import Runner, StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
@@ -50,6 +51,8 @@ class Engine:
         self.architecture: Architecture | None = None
         #: The plugin's own way from a prompt to tokens and inputs, where it has one.
         self.processor: Processor | None = None
+        #: What prompts may bring beside text.
+        self.admission = TEXT_ALONE
         self._end_ids = [end for end in end_ids if 0 <= end < executor.vocabulary]  # a config may name others
         cache = PagedCache(executor.groups, executor.block_size, share_prefixes=config.enable_prefix_caching)
         holds = cache.longest(config.max_num_batched_tokens, executor.max_model_len)
@@ -71,9 +74,10 @@ class Engine:
         tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(texts)
         # generation_config.json knows what ends an answer better than config.json, which is often the base model's.
         ends = generation(folder).get("eos_token_id") or file.token_ids("eos_token_id")
-        executor = InlineExecutor(Runner(config, architecture, folder))
-        engine = cls(config, executor, tokenizer, ends)
+        runner = Runner(config, architecture, folder)
+        engine = cls(config, InlineExecutor(runner), tokenizer, ends)
         engine.architecture = architecture
+        engine.admission = Admission.of(architecture, config, runner.width)
         if architecture.processor is not None:
             engine.processor = model.processor(architecture)(file, folder, tokenizer)
         return engine

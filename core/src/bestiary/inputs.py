@@ -5,12 +5,15 @@ Knows no model, no engine, and nothing of how an item was decoded.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from hashlib import sha256
+from typing import TYPE_CHECKING, Self
+
+from bestiary.errors import RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NOTHING", "Inputs", "Item", "Span"]
+__all__ = ["NOTHING", "Inputs", "Item", "Piece", "Span", "place"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +26,32 @@ class Item:
     num_vectors: int
     #: Of everything that the vectors depend on: two items with one digest are the same.
     digest: bytes
+
+    @classmethod
+    def of(cls, modality: str, tensors: Mapping[str, "Tensor"], num_vectors: int) -> Self:
+        """With the digest of the tensors: their names, dtypes, shapes and bytes."""
+        import torch
+
+        hasher = sha256(modality.encode())
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            hasher.update(f"\0{name}\0{tensor.dtype}{tuple(tensor.shape)}\0".encode())
+            hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return cls(modality, tensors, num_vectors, hasher.digest())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """What a prompt's tokens are where an item stands, and which of them take its vectors."""
+
+    item: Item
+    token_ids: Sequence[int]
+    takes: tuple[bool, ...]
+
+    @classmethod
+    def filled(cls, item: Item, token: int) -> Self:
+        """The same token once for each of the item's vectors."""
+        return cls(item, (token,) * item.num_vectors, (True,) * item.num_vectors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,3 +108,28 @@ class Inputs:
 
 
 NOTHING = Inputs()
+
+
+def place(token_ids: Sequence[int], pieces: Mapping[tuple[str, int], Sequence[Piece]]) -> tuple[list[int], list[Span]]:
+    """A prompt whose placeholders, in order, are replaced by pieces, which are given by (modality, placeholder).
+
+    Raises RequestError where there are more placeholders than items, or fewer.
+    """
+    waiting = {token: list(reversed(found)) for (_, token), found in pieces.items()}
+    for modality, token in pieces:
+        placeholders, items = sum(1 for found in token_ids if found == token), len(waiting[token])
+        if placeholders != items:
+            raise RequestError(
+                f"it has {placeholders} placeholders (token {token}) for {items} of {modality}: "
+                "write one where each of them stands"
+            )
+    placed: list[int] = []
+    spans: list[Span] = []
+    for token in token_ids:
+        if token not in waiting:
+            placed.append(token)
+            continue
+        piece = waiting[token].pop()
+        spans.append(Span(piece.item, len(placed), piece.takes))
+        placed.extend(piece.token_ids)
+    return placed, spans

@@ -11,6 +11,7 @@ from bestiary.checkpoint import generation
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.errors import RequestError
+from bestiary.media import collect
 from bestiary.output import (
     ClassificationOutput,
     EmbeddingOutput,
@@ -19,7 +20,7 @@ from bestiary.output import (
     PoolingOutput,
     RequestOutput,
 )
-from bestiary.prompts import ParsedPrompt, parse_prompts
+from bestiary.prompts import ParsedPrompt, Prompt, parse_prompts, process
 from bestiary.sampling.params import SamplingParams
 from bestiary.text import ChatTemplate, Tokenizer
 
@@ -119,7 +120,7 @@ class LLM:
         return [_pooled(output, make) for output in self._run(parsed, [None] * len(parsed), use_tqdm)]
 
     def _read(self, prompts: Any) -> list[ParsedPrompt]:
-        return parse_prompts(prompts, self.engine.tokenizer, self.engine.processor)
+        return parse_prompts(prompts, self.engine.tokenizer, self.engine.processor, self.engine.admission)
 
     def _require(self, task: Task) -> None:
         if self.engine.architecture is not None:
@@ -172,9 +173,13 @@ class LLM:
     def _render(
         self, template: ChatTemplate, conversation: Sequence[Message], variables: Mapping[str, Any]
     ) -> ParsedPrompt:
-        """The prompt of a conversation. The template writes the special tokens itself."""
-        text = template.render(conversation, **variables)
-        return ParsedPrompt(self.get_tokenizer().encode(text, add_special_tokens=False), text)
+        """The prompt of a conversation. The template writes the special tokens itself, and what stands for media."""
+        plain, media = collect(conversation)
+        text = template.render(plain, **variables)
+        ids = self.get_tokenizer().encode(text, add_special_tokens=False)
+        admission = self.engine.admission
+        prompt = Prompt(text, ids, admission.fetched(media))
+        return process(prompt, self.engine.tokenizer, self.engine.processor, admission)
 
     def _chat_template(self, given: str | None) -> ChatTemplate:
         if given is not None:

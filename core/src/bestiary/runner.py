@@ -18,7 +18,7 @@ from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
 from bestiary.encoding import Encoding
 from bestiary.errors import SettingError
-from bestiary.inputs import NOTHING, Inputs
+from bestiary.inputs import NOTHING, Inputs, Item
 from bestiary.replay import Replays
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs, sample, top_logprobs
 
@@ -68,7 +68,7 @@ class Runner:
         self.device = choose_device(config.device)
         dtype = model.choose_dtype(config.dtype, file)
         tree, names, others = model.describe(architecture, file)
-        self.vocabulary = tree.embed.vocabulary
+        self.vocabulary, self.width = tree.embed.vocabulary, tree.embed.width
         self.pools = tree.head.tokens if isinstance(tree.head, Pooler) else None
         self.block_size = config.block_size
         if config.max_model_len is not None and config.max_model_len > tree.context:
@@ -84,7 +84,7 @@ class Runner:
         self.max_model_len = store.fit_length(config, tree.context, self.groups)
         self._caches = store.allocate(kept, kinds, self.groups, self.block_size, dtype, self.device)
         self.most_crossed = max((group.crossed or 0 for group in self.groups), default=0)
-        self._encoding = Encoding(self._model.encoder, _ENCODED, dtype, self.device)
+        self.encoding = Encoding(self._model.encoder, _ENCODED, dtype, self.device)
         self._replays: Replays | None = None
         if self.device.type == "cpu" and kinds == Replays.KINDS:
             self._replays = Replays(self._model, self._caches, self.block_size, self.max_model_len)
@@ -102,6 +102,11 @@ class Runner:
                 return [StepResult() for _ in rows]
             logits_RV = self._model.logits(hidden_RD).float()
             return _choose(logits_RV, rows, [len(w) for w in wanted])
+
+    def encode(self, item: Item) -> Tensor:
+        """[vectors, width] of what a prompt brings."""
+        with torch.inference_mode():
+            return self.encoding(item)
 
     def _batch(self, rows: Sequence[StepRow], wanted: Sequence[range]) -> Batch:
         """The step as tensors."""
@@ -142,7 +147,7 @@ class Runner:
                 found, which = span.between(row.start, row.start + len(row.tokens))
                 if found:
                     places.extend(first - row.start + place for place in found)
-                    values.append(self._encoding(span.item)[which.start : which.stop])
+                    values.append(self.encoding(span.item)[which.start : which.stop])
         return Vectors(self._move(torch.tensor(places)), torch.cat(values)) if places else None
 
     def _crossing(self, group: int, rows: Sequence[StepRow]) -> Crossing:
@@ -150,7 +155,7 @@ class Runner:
         size, values, slots = self.block_size, list[Tensor](), array("q")
         for row in rows:
             if row.inputs.crossed and not row.is_crossed:
-                values.extend(self._encoding(item) for item in row.inputs.crossed)
+                values.extend(self.encoding(item) for item in row.inputs.crossed)
                 slots.extend(row.blocks[group][i // size] * size + i % size for i in range(row.inputs.num_crossed))
         return Crossing(
             blocks=self._move(_table(rows, group)),

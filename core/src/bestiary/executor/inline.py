@@ -12,7 +12,7 @@ class InlineExecutor:
     """One rank, called directly."""
 
     def __init__(self, runner: Runner) -> None:
-        self._runner: Runner | None = runner
+        self.runner: Runner | None = runner
         self.vocabulary = runner.vocabulary
         self.groups: Sequence[CacheGroup] = runner.groups
         self.block_size = runner.block_size
@@ -21,10 +21,10 @@ class InlineExecutor:
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step here and now."""
-        if self._runner is None:
+        if self.runner is None:
             raise RuntimeError("the executor is closed")
-        return self._runner.execute(rows)
+        return self.runner.execute(rows)
 
     def close(self) -> None:
         """Let model and cache go."""
-        self._runner = None
+        self.runner = None

@@ -1,5 +1,6 @@
 """Media in: what users give as image, audio or video, made into one form, within limits. Knows no model, no engine."""
 
+from bestiary.media.attachments import Admission, Attachment
 from bestiary.media.audio import Audio, load_audio
 from bestiary.media.digest import digest
 from bestiary.media.image import load_image
@@ -9,6 +10,8 @@ from bestiary.media.sources import Sources
 from bestiary.media.video import Sampling, Video, load_video
 
 __all__ = [
+    "Admission",
+    "Attachment",
     "Audio",
     "MediaLimits",
     "Medium",

@@ -7,7 +7,8 @@ if TYPE_CHECKING:
     from bestiary.testing.cases import Case, Naming, Waiver
     from bestiary.testing.conformance import Conformance
     from bestiary.testing.fake_model import Expected, FakeExecutor, expected_answer, expected_prompt_logprobs
-    from bestiary.testing.references import Transformers, last_token
+    from bestiary.testing.references import Transformers, last_token, never
+    from bestiary.testing.samples import Sample, film, picture, sound
 
 __all__ = [
     "Case",
@@ -15,18 +16,24 @@ __all__ = [
     "Expected",
     "FakeExecutor",
     "Naming",
+    "Sample",
     "Transformers",
     "Waiver",
     "expected_answer",
     "expected_prompt_logprobs",
+    "film",
     "last_token",
+    "never",
+    "picture",
+    "sound",
 ]
 
 _HOMES = {
     "cases": ("Case", "Naming", "Waiver"),
     "conformance": ("Conformance",),
     "fake_model": ("Expected", "FakeExecutor", "expected_answer", "expected_prompt_logprobs"),
-    "references": ("Transformers", "last_token"),
+    "references": ("Transformers", "last_token", "never"),
+    "samples": ("Sample", "film", "picture", "sound"),
 }
 
 

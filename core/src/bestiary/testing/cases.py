@@ -1,10 +1,11 @@
 """What a plugin brings to prove itself: small configurations, and who knows the right answer. Imports nothing heavy."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bestiary.testing.references import Reference
+from bestiary.testing.samples import Sample
 
 __all__ = ["Case", "Naming", "Waiver"]
 
@@ -45,5 +46,12 @@ class Case:
     namings: tuple[Naming, ...] = ()
     #: Tokens of the prompt: more than a window, where there is one.
     prompt_length: int = 24
+    #: The prompts, where tokens drawn at random are none: the first has an item of each modality.
+    samples: Callable[[], Sequence[Sample]] | None = None
+    #: Files beside config.json, as JSON: {"preprocessor_config.json": {...}}.
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: What `multi_modal_embeds` is, of a prompt's items (each with its tensors) and the vectors of each; without it, by
+    #: modality the list of vectors.
+    embeddings: Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]] | None = None
     #: By name of a check.
     without: Mapping[str, Waiver] = field(default_factory=dict)

@@ -1,13 +1,13 @@
-"""What is checked, by level, and of which case. Each check says what it proves in its docstring, which errors repeat.
+"""What is checked of a plugin, and of each of its cases. Each check's docstring says what it proves.
 
-L0 the declaration, L1 hygiene, L2 the same numbers as the reference, L3 what the engine may never change.
+L0 the declaration, L1 hygiene, L2 the same numbers as the reference. What the engine may never change, L3, is in
+`invariants`, and what concerns pictures, sounds and videos in `media_checks`.
 """
 
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,66 +15,32 @@ import torch
 
 from bestiary import registry
 from bestiary.architecture import API, Architecture, Task
-from bestiary.config import ENGINE_CAPABILITIES
 from bestiary.errors import BestiaryError, CapabilityMissing, TensorMismatch
-from bestiary.prompts import parse_prompts
-from bestiary.testing.fixture import Answer, Fixture
+from bestiary.testing.checklist import NotApplicable, check, require
+from bestiary.testing.fixture import Fixture
+from bestiary.testing.samples import Sample
 
-__all__ = ["CHECKS", "TOLERANCE", "Check", "NotApplicable", "NotOffered"]
+__all__ = ["DIFFERENCE", "TOLERANCE"]
 
 #: How near every log-probability must be to the reference's.
 TOLERANCE = 1e-4
 #: What switching a feature off must change at least.
-_DIFFERENCE = 1e-2
-
-
-class NotApplicable(Exception):
-    """There is nothing to check here, and why."""
-
-
-class NotOffered(Exception):
-    """The plugin declares it, and this version of the engine does not do it yet."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check. `of_case` is False for those that concern the plugin, and not one of its cases."""
-
-    level: str
-    name: str
-    run: Callable[..., None]
-    of_case: bool
-
-
-CHECKS: list[Check] = []
-
-
-def _check(level: str, *, of_case: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        CHECKS.append(Check(level, function.__name__.removeprefix("_"), function, of_case))
-        return function
-
-    return register
-
-
-def _require(holds: bool, what: str) -> None:
-    if not holds:
-        raise AssertionError(what)
+DIFFERENCE = 1e-2
 
 
 # ---- L0: the declaration --------------------------------------------------------------------------------------------
 
 
-@_check("L0", of_case=False)
+@check("L0", of_case=False)
 def _declaration(architecture: Architecture) -> None:
     """The entry points resolve to a valid declaration of this contract's version."""
     for name in (architecture.name, *architecture.aliases):
-        _require(registry.find(name).load() == architecture, f"the entry point {name} leads to another declaration")
-    _require(architecture.api == API, f"it is written for version {architecture.api} of the contract, not {API}")
-    _require(architecture.proof is not None, "it declares no `proof`: nothing shows that it computes what it should")
+        require(registry.find(name).load() == architecture, f"the entry point {name} leads to another declaration")
+    require(architecture.api == API, f"it is written for version {architecture.api} of the contract, not {API}")
+    require(architecture.proof is not None, "it declares no `proof`: nothing shows that it computes what it should")
 
 
-@_check("L0", of_case=False)
+@check("L0", of_case=False)
 def _undeclared_is_refused(architecture: Architecture) -> None:
     """What the plugin does not declare is refused with the capability error."""
     flags = {name: False for name in ("lora", "pipeline", "tensor") if not getattr(architecture, name)}
@@ -135,25 +101,25 @@ print(json.dumps(found))
 
 def _in_a_process(script: str, *arguments: str) -> Any:
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=120)
-    _require(done.returncode == 0, f"importing {arguments[0]} fails: {done.stderr.strip().splitlines()[-1:]}")
+    require(done.returncode == 0, f"importing {arguments[0]} fails: {done.stderr.strip().splitlines()[-1:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@_check("L1", of_case=False)
+@check("L1", of_case=False)
 def _light_declaration(architecture: Architecture) -> None:
     """Loading the declaration imports nothing heavy, opens no socket, changes no module, and takes under 50 ms."""
     module = registry.find(architecture.name).value.partition(":")[0]
     found = min((_in_a_process(_IMPORT, module) for _ in range(2)), key=lambda one: one["seconds"])
-    _require(not found["heavy"], f"it imports {', '.join(found['heavy'])}")
-    _require(not found["changed"], f"it changes {', '.join(found['changed'])}")
-    _require(found["seconds"] < 0.05, f"it takes {found['seconds'] * 1000:.0f} ms of processor time")
+    require(not found["heavy"], f"it imports {', '.join(found['heavy'])}")
+    require(not found["changed"], f"it changes {', '.join(found['changed'])}")
+    require(found["seconds"] < 0.05, f"it takes {found['seconds'] * 1000:.0f} ms of processor time")
 
 
-@_check("L1", of_case=False)
+@check("L1", of_case=False)
 def _no_global_state(architecture: Architecture) -> None:
     """Importing the model module leaves torch, the environment and the process as they were."""
     changed = _changed_by_models().get(architecture.model) or []
-    _require(not changed, f"it changes {', '.join(changed)}")
+    require(not changed, f"it changes {', '.join(changed)}")
 
 
 @cache
@@ -163,7 +129,7 @@ def _changed_by_models() -> Any:
     return _in_a_process(_STATE, *sorted(models))
 
 
-@_check("L1")
+@check("L1")
 def _no_code_of_the_checkpoint(fixture: Fixture) -> None:
     """A checkpoint with `auto_map` and modules of its own runs none of them."""
     evil = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
@@ -172,60 +138,55 @@ def _no_code_of_the_checkpoint(fixture: Fixture) -> None:
     for name in ("evil.py", "modeling_evil.py", "configuration_evil.py", "tokenization_evil.py"):
         (folder / name).write_text(f"open({str(trace)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
     fixture.engine(folder)
-    _require(not trace.exists(), "a module of the checkpoint was run")
+    require(not trace.exists(), "a module of the checkpoint was run")
 
 
 # ---- L2: the reference's numbers ------------------------------------------------------------------------------------
 
 
-def _worst(fixture: Fixture, answer: Answer, prompt: list[int]) -> float:
-    """The largest difference of any log-probability from the reference's, given the answer's own tokens."""
-    judged = fixture.oracle.judge(prompt, answer.tokens)
-    worst = float((answer.logprobs - judged).abs().max())
-    if len(answer.prompt_logprobs):
-        own = fixture.oracle.judge(prompt[:1], prompt[1:])
-        worst = max(worst, float((answer.prompt_logprobs - own).abs().max()))
+def _disagreement(fixture: Fixture, folder: object = None, sample: Sample | None = None) -> float:
+    """How far an answer is from the reference's, in any number; infinite where a token differs."""
+    sample = sample or fixture.samples[0]
+    (answer,) = fixture.answers(fixture.engine(folder), [sample], logprobs=True)  # type: ignore[arg-type]
+    if fixture.pools:
+        wanted = fixture.oracle.vectors(sample)
+        return float((answer.vectors - wanted).abs().max()) if answer.vectors.shape == wanted.shape else float("inf")
+    judged = fixture.oracle.judge(sample, answer.tokens)
+    if answer.tokens != judged[-len(answer.tokens) :].argmax(-1).tolist():
+        return float("inf")
+    own = torch.cat((answer.prompt_logprobs, answer.logprobs))
+    worst = float((own - judged).abs().max()) if own.shape == judged.shape else float("inf")
     return worst if worst == worst else float("inf")
 
 
-def _disagreement(fixture: Fixture, folder: object = None) -> float:
-    """How far the first prompt's answer is from the reference's, in any number; infinite where a token differs."""
-    prompt = fixture.prompts[0]
-    if fixture.pools:
-        (answer,) = fixture.answers(fixture.engine(folder), [prompt])  # type: ignore[arg-type]
-        wanted = fixture.oracle.vectors(prompt)
-        return float((answer.vectors - wanted).abs().max()) if answer.vectors.shape == wanted.shape else float("inf")
-    (answer,) = fixture.answers(fixture.engine(folder), [prompt], logprobs=True)  # type: ignore[arg-type]
-    return _worst(fixture, answer, prompt) if answer.tokens == fixture.expected else float("inf")
-
-
-@_check("L2")
+@check("L2")
 def _logits(fixture: Fixture) -> None:
     """Greedy tokens are the reference's, and every log-probability, of prompt and answer, is within 1e-4 of it."""
-    found = _disagreement(fixture)
-    _require(found <= TOLERANCE, f"the answer is {found:.2g} off the reference")
+    for number, sample in enumerate(fixture.samples if fixture.case.samples else fixture.samples[:1]):
+        found = _disagreement(fixture, None, sample)
+        require(found <= TOLERANCE, f"the answer to prompt {number} is {found:.2g} off the reference")
 
 
-@_check("L2")
+@check("L2")
 def _reference_dialect(fixture: Fixture) -> None:
     """The same from config.json as the reference itself writes it (`rope_parameters`, `dtype`)."""
     if getattr(fixture.case.reference, "config", None) is not None:
         raise NotApplicable("the reference is another architecture's class")
     found = _disagreement(fixture, fixture.in_reference_dialect())
-    _require(found <= TOLERANCE, f"the answer is {found:.2g} off the reference")
+    require(found <= TOLERANCE, f"the answer is {found:.2g} off the reference")
 
 
-@_check("L2")
+@check("L2")
 def _namings(fixture: Fixture) -> None:
     """Every published generation of tensor names gives the same numbers."""
     if not fixture.case.namings:
         raise NotApplicable("the case names no other generation")
     for naming in fixture.case.namings:
         found = _disagreement(fixture, fixture.renamed(naming))
-        _require(found <= TOLERANCE, f"under the names of {naming.name!r} the answer is {found:.2g} off")
+        require(found <= TOLERANCE, f"under the names of {naming.name!r} the answer is {found:.2g} off")
 
 
-@_check("L2")
+@check("L2")
 def _mutations(fixture: Fixture) -> None:
     """Every feature that the configuration names matters: switched off, the answer is another, or nothing loads."""
     if not fixture.case.mutations:
@@ -235,10 +196,10 @@ def _mutations(fixture: Fixture) -> None:
             found = _disagreement(fixture, fixture.variant(f"without {feature}", changes))
         except BestiaryError:
             continue  # refused: that is a difference too
-        _require(found > _DIFFERENCE, f"{feature} changes nothing: without it the answer is {found:.2g} off")
+        require(found > DIFFERENCE, f"{feature} changes nothing: without it the answer is {found:.2g} off")
 
 
-@_check("L2")
+@check("L2")
 def _missing_tensor(fixture: Fixture) -> None:
     """A tensor that is missing, cut short or unknown is an error that names it."""
     names = fixture.tensor_names()
@@ -252,139 +213,6 @@ def _fails_for(fixture: Fixture, name: str, what: str, rewrite: Callable[..., ob
     try:
         fixture.engine(fixture.rewritten("broken", rewrite))
     except TensorMismatch as error:
-        _require(name.rpartition(".")[0] in str(error), f"{name} is {what}, and the error does not name it: {error}")
+        require(name.rpartition(".")[0] in str(error), f"{name} is {what}, and the error does not name it: {error}")
         return
     raise AssertionError(f"{name} is {what}, and the checkpoint loads all the same")
-
-
-# ---- L3: what may change nothing ------------------------------------------------------------------------------------
-
-
-def _same(fixture: Fixture, found: list[Answer], what: str) -> None:
-    """The answers are those of each prompt served alone."""
-    for prompt, answer, alone in zip(fixture.prompts, found, _alone(fixture), strict=False):
-        _require(answer.tokens == alone.tokens, f"{what}: the prompt {prompt} is answered differently")
-        if fixture.pools:
-            off = float((answer.vectors - alone.vectors).abs().max())
-            _require(off <= TOLERANCE, f"{what}: vectors differ by {off:.2g}")
-
-
-def _alone(fixture: Fixture) -> list[Answer]:
-    if not hasattr(fixture, "alone"):
-        engine = fixture.engine(enable_prefix_caching=False)
-        fixture.alone = [fixture.answers(engine, [prompt])[0] for prompt in fixture.prompts]  # type: ignore[attr-defined]
-    found: list[Answer] = fixture.alone  # type: ignore[attr-defined]
-    return found
-
-
-@_check("L3")
-def _company(fixture: Fixture) -> None:
-    """An answer does not depend on who else is in the batch."""
-    engine = fixture.engine(enable_prefix_caching=False)
-    _same(fixture, fixture.answers(engine, fixture.prompts), "together")
-
-
-@_check("L3")
-def _chunks(fixture: Fixture) -> None:
-    """Nor on how a prompt is cut: one token a step, seven, or all."""
-    for size in (1, 7):
-        engine = fixture.engine(enable_prefix_caching=False, max_num_batched_tokens=size)
-        _same(fixture, fixture.answers(engine, fixture.prompts), f"in chunks of {size}")
-
-
-@_check("L3")
-def _block_sizes(fixture: Fixture) -> None:
-    """Nor on the size of the cache's blocks."""
-    for size in (1, 5):
-        engine = fixture.engine(block_size=size, max_num_batched_tokens=11)
-        _same(fixture, fixture.answers(engine, fixture.prompts), f"with blocks of {size}")
-
-
-@_check("L3")
-def _prefix_hits(fixture: Fixture) -> None:
-    """Nor on what is found in the cache."""
-    engine = fixture.engine(block_size=4)
-    for _ in range(2):
-        found = fixture.answers(engine, fixture.prompts)
-        _same(fixture, found, "with prefixes shared")
-    if any(group.fixed is not None for group in engine.executor.groups):
-        raise NotApplicable("a state belongs to all of a sequence: no prefix of it is shared")
-    can_hit = engine.executor.pools != "all" and not any(group.crossed for group in engine.executor.groups)
-    _require(not can_hit or found[0].num_cached > 0, "a prompt that was just served is not found again")
-
-
-@_check("L3")
-def _preemption(fixture: Fixture) -> None:
-    """Nor on giving all blocks up in the middle of it."""
-    engine = fixture.engine(block_size=4, max_num_seqs=3, max_num_batched_tokens=9)
-    for i, prompt in enumerate(fixture.prompts):
-        fixture.add(engine, str(i), prompt)
-    found: dict[str, Answer] = {}
-    for moment in range(6):
-        for _ in range(2 + moment):
-            for output in engine.step() if engine.has_unfinished_requests() else ():
-                (one,) = output.outputs
-                vectors = torch.cat(output.vectors) if output.vectors else torch.empty(0)
-                found[output.request_id] = Answer(list(one.token_ids), torch.empty(0), torch.empty(0), 0, vectors)
-        if engine.scheduler.running:
-            engine.scheduler.preempt(engine.scheduler.running[-1])
-    found |= fixture.drain(engine)
-    _same(fixture, [found[str(i)] for i in range(len(fixture.prompts))], "preempted")
-
-
-@_check("L3")
-def _abort(fixture: Fixture) -> None:
-    """An answer that is given up leaves nothing behind, and the others alone."""
-    engine = fixture.engine(enable_prefix_caching=False)
-    for i, prompt in enumerate(fixture.prompts):
-        fixture.add(engine, str(i), prompt)
-    engine.step()
-    engine.abort(["1"])
-    found = fixture.drain(engine)
-    _same(fixture, [found.get(str(i), _alone(fixture)[i]) for i in range(len(fixture.prompts))], "beside an abort")
-
-
-@_check("L3")
-def _reused_slots(fixture: Fixture) -> None:
-    """A sequence finds nothing of the one that had its place before."""
-    engine = fixture.engine(max_num_seqs=1, enable_prefix_caching=False, block_size=8)
-    for _ in range(2):
-        _same(fixture, fixture.answers(engine, fixture.prompts), "one after the other")
-
-
-@_check("L3")
-def _text_alone(fixture: Fixture) -> None:
-    """A model that reads text alone refuses anything else, naming what."""
-    engine = fixture.engine(enable_prefix_caching=False)
-    if engine.architecture is not None and engine.architecture.modalities:
-        raise NotApplicable("it reads more than text")
-    try:
-        parse_prompts({"prompt_token_ids": [5], "multi_modal_data": {"image": [0]}}, None, engine.processor)
-    except BestiaryError:
-        return
-    raise AssertionError("an image for a model that reads text alone is not refused")
-
-
-@_check("L3", of_case=False)
-def _pipeline(architecture: Architecture) -> None:
-    """Two stages give the same numbers as one."""
-    _offered(architecture, "pipeline")
-
-
-@_check("L3", of_case=False)
-def _tensor(architecture: Architecture) -> None:
-    """Two ranks that share every matrix give the same numbers as one."""
-    _offered(architecture, "tensor")
-
-
-@_check("L3", of_case=False)
-def _lora(architecture: Architecture) -> None:
-    """An adapter does what merging it would do."""
-    _offered(architecture, "lora")
-
-
-def _offered(architecture: Architecture, capability: str) -> None:
-    if not getattr(architecture, capability):
-        raise NotApplicable("not declared")
-    if capability not in ENGINE_CAPABILITIES:
-        raise NotOffered("declared; this version of the engine does not do it yet")

@@ -56,14 +56,20 @@ class Planned:
 
 def plan(name: str) -> list[Planned]:
     """Everything that follows from an architecture's declaration and its cases. Raises PluginError where none loads."""
-    from bestiary.testing.checks import CHECKS
-
     cases = _cases(registry.find(name).load())
     return [
         Planned(name, check.level, check.name, case)
-        for check in CHECKS
+        for check in _checks()
         for case in ([case.name for case in cases.values()] if check.of_case else [None])
     ]
+
+
+def _checks() -> list[Any]:
+    """All there are, in the order of the modules that hold them."""
+    for module in ("checks", "invariants", "media_checks"):
+        import_module(f"bestiary.testing.{module}")
+    found: list[Any] = import_module("bestiary.testing.checklist").CHECKS
+    return found
 
 
 def _cases(architecture: Architecture) -> dict[str, Case]:
@@ -89,10 +95,10 @@ def _fixture(name: str, case: str) -> Any:
 
 
 def _run(planned: Planned) -> tuple[str, str, int | None]:
-    from bestiary.testing.checks import CHECKS, NotApplicable, NotOffered
+    from bestiary.testing.checklist import NotApplicable, NotOffered
 
     architecture = registry.find(planned.architecture).load()
-    check = next(check for check in CHECKS if check.name == planned.check)
+    check = next(check for check in _checks() if check.name == planned.check)
     subject: Any = architecture
     try:
         if planned.case is not None:

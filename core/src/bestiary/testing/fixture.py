@@ -16,11 +16,11 @@ from torch import Tensor
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.errors import BestiaryError
-from bestiary.inputs import NOTHING
-from bestiary.prompts import Prompt
+from bestiary.prompts import ParsedPrompt, parse_prompts
 from bestiary.sampling.params import SamplingParams
 from bestiary.testing.cases import Case, Naming
 from bestiary.testing.references import Oracle, write_config
+from bestiary.testing.samples import Sample
 
 __all__ = ["NEW_TOKENS", "Answer", "Fixture", "Unfit"]
 
@@ -57,11 +57,13 @@ class Fixture:
         self._engines: dict[str, Engine] = {}
 
     @cached_property
-    def prompts(self) -> list[list[int]]:
-        """Of different lengths, the first as long as the case says."""
+    def samples(self) -> list[Sample]:
+        """The case's own, or random tokens of different lengths, the first as many as the case says."""
+        if self.case.samples is not None:
+            return list(self.case.samples())
         draw = random.Random(self.case.name)
         n = self.case.prompt_length
-        return [draw.choices(range(3, self.vocabulary), k=k) for k in (n, n // 2, 3, n - 5)]
+        return [Sample(tuple(draw.choices(range(3, self.vocabulary), k=k))) for k in (n, n // 2, 3, n - 5)]
 
     @cached_property
     def oracle(self) -> Oracle:
@@ -84,7 +86,7 @@ class Fixture:
             oracle = self.case.reference.build(self.case.config, seed)
             if self.pools:
                 return oracle, seed, []
-            answer, margin = _greedy(oracle, self.prompts[0])
+            answer, margin = _greedy(oracle, self.samples[0])
             if len(set(answer)) >= _LEAST_DISTINCT and margin > _LEAST_MARGIN:
                 return oracle, seed, answer
         raise Unfit(
@@ -104,6 +106,8 @@ class Fixture:
         self.oracle.save(folder)
         (folder / "config.json").rename(folder / "config.reference.json")
         write_config(folder, self.case.config, self.architecture)
+        for name, values in self.case.files.items():
+            (folder / name).write_text(json.dumps(values))
         return folder
 
     def variant(self, name: str, changes: Mapping[str, Any]) -> Path:
@@ -157,6 +161,8 @@ class Fixture:
 
     def engine(self, folder: Path | None = None, **settings: Any) -> Engine:
         """An engine in float32 over the checkpoint, or over a variant of it. Those over the checkpoint are kept."""
+        if "max_num_batched_tokens" in settings:
+            settings["max_num_batched_tokens"] = max(settings["max_num_batched_tokens"], self._uncut)
         key = repr(sorted(settings.items()))
         if folder is None and key in self._engines:
             return self._engines[key]
@@ -177,11 +183,21 @@ class Fixture:
             self._engines[key] = engine
         return engine
 
-    def add(self, engine: Engine, name: str, prompt: Sequence[int], *, logprobs: bool = False) -> None:
+    @cached_property
+    def _uncut(self) -> int:
+        """Tokens that the engine computes in one step or not at all."""
+        if self.case.samples is None:
+            return 0
+        engine = self.engine()
+        return max(self.parsed(engine, sample).inputs.prefix for sample in self.samples)
+
+    def parsed(self, engine: Engine, sample: Sample) -> ParsedPrompt:
+        """A prompt as the engine takes it, by the way of every user's prompt."""
+        return parse_prompts(sample.prompt(), None, engine.processor, engine.admission)[0]
+
+    def add(self, engine: Engine, name: str, sample: Sample | ParsedPrompt, *, logprobs: bool = False) -> None:
         """Queue a prompt for a greedy answer, or for vectors."""
-        token_ids, inputs = list(prompt), NOTHING
-        if engine.processor is not None:
-            token_ids, inputs = engine.processor(Prompt(token_ids=token_ids))
+        parsed = self.parsed(engine, sample) if isinstance(sample, Sample) else sample
         shown = self.vocabulary if logprobs else None
         params = SamplingParams(
             temperature=0,
@@ -191,14 +207,17 @@ class Fixture:
             logprobs=shown,
             prompt_logprobs=shown,
         )
-        engine.add_request(name, token_ids, None if self.pools else params, inputs=inputs, final_only=True)
+        asked = None if self.pools else params
+        engine.add_request(name, parsed.token_ids, asked, inputs=parsed.inputs, final_only=True)
 
-    def answers(self, engine: Engine, prompts: Sequence[Sequence[int]], *, logprobs: bool = False) -> list[Answer]:
+    def answers(
+        self, engine: Engine, samples: Sequence[Sample | ParsedPrompt], *, logprobs: bool = False
+    ) -> list[Answer]:
         """Serve prompts together. Raises EngineError where one ends with an error; nothing may stay behind."""
-        for i, prompt in enumerate(prompts):
-            self.add(engine, str(i), prompt, logprobs=logprobs)
+        for i, sample in enumerate(samples):
+            self.add(engine, str(i), sample, logprobs=logprobs)
         found = self.drain(engine)
-        return [found[str(i)] for i in range(len(prompts))]
+        return [found[str(i)] for i in range(len(samples))]
 
     def drain(self, engine: Engine) -> dict[str, Answer]:
         """Step until everything that was asked is answered."""
@@ -232,12 +251,12 @@ def _vocabulary(config: Mapping[str, Any]) -> Any:
     return config.get("vocab_size") or config["text_config"]["vocab_size"]
 
 
-def _greedy(oracle: Oracle, prompt: Sequence[int]) -> tuple[list[int], float]:
+def _greedy(oracle: Oracle, sample: Sample) -> tuple[list[int], float]:
     """The answer, and the least difference between the best token and the next."""
     answer: list[int] = []
     margin = float("inf")
     for _ in range(NEW_TOKENS):
-        best = oracle.judge(prompt, [*answer, 0])[-1].topk(2)
+        best = oracle.judge(sample, [*answer, 0])[-1].topk(2)
         answer.append(int(best.indices[0]))
         margin = min(margin, float(best.values[0] - best.values[1]))
     return answer, margin

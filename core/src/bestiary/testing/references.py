@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from bestiary.testing.samples import Sample
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["Oracle", "Reference", "Transformers", "last_token", "write_config"]
+__all__ = ["Oracle", "Reference", "Transformers", "last_token", "never", "write_config"]
 
 #: What a model answers with: a distribution for each next token, or vectors.
 Kind = Literal["decoder", "encoder-decoder", "embedding", "reward"]
@@ -25,10 +27,13 @@ class Oracle(Protocol):
     def save(self, folder: Path) -> None:
         """Write model.safetensors under published names, and config.json as the reference writes it."""
 
-    def judge(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-        """[len(answer), vocabulary] log-probabilities of each next token, the answer's own tokens being given."""
+    def judge(self, sample: Sample, answer: Sequence[int]) -> Tensor:
+        """[tokens, vocabulary] log-probabilities of each next token, the answer's own tokens being given.
 
-    def vectors(self, prompt: Sequence[int]) -> Tensor:
+        One row for each token of the prompt but the first, as the model reads it, then one for each of the answer.
+        """
+
+    def vectors(self, sample: Sample) -> Tensor:
         """[rows, width] what a model that pools answers."""
 
 
@@ -43,6 +48,19 @@ def last_token(hidden_TD: Tensor, extra: Tensors) -> Tensor:
     """[1, width] the last token's state, of length 1: how most decoders are made to embed."""
     last_1D = hidden_TD[-1:]
     return last_1D / (last_1D**2).sum(-1, keepdim=True).sqrt()
+
+
+def never(*token_ids: int) -> Callable[[Tensors], Tensors]:
+    """Weights with which a model hardly ever says these tokens: an oracle would take a placeholder for an item."""
+
+    def rewrite(tensors: Tensors) -> Tensors:
+        for name, tensor in tensors.items():
+            if name.endswith(("lm_head.weight", "embed_tokens.weight")):
+                rows = [token for token in token_ids if token < len(tensor)]
+                tensor[rows] = 0
+        return tensors
+
+    return rewrite
 
 
 def _same(tensors: Tensors) -> Tensors:
@@ -68,6 +86,8 @@ class Transformers:
     kind: Kind = "decoder"
     attention: Literal["eager", "sdpa"] = "eager"
     vectors: Callable[[Tensor, Tensors], Tensor] | None = None
+    #: What the class's `forward` is given for a prompt and an answer, where it is more than token ids.
+    feed: Callable[[Sample, Sequence[int]], Mapping[str, Any]] | None = None
     #: Tensors that the class lacks, added to what it saves: name -> shape, from the configuration.
     extra: Callable[[dict[str, Any]], dict[str, tuple[int, ...]]] | None = None
 
@@ -109,27 +129,32 @@ class _Built:
         published = {**self._how.tensors(load_file(path)), **self.extra}
         save_file({name: tensor.contiguous() for name, tensor in published.items()}, path, {"format": "pt"})
 
-    def judge(self, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
+    def judge(self, sample: Sample, answer: Sequence[int]) -> Tensor:
         """Teacher forcing: the whole answer is given."""
         import torch
 
         with torch.inference_mode():
-            if self._how.kind == "encoder-decoder":
-                start = int(self._config.decoder_start_token_id)
-                given = torch.tensor([[start, *answer[:-1]]])
-                logits = self.model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=given).logits[0]
-            else:
-                logits = self.model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+            logits = self.model(**self._fed(sample, answer)).logits[0, :-1]
         found: torch.Tensor = logits.float().log_softmax(-1)
         return found
 
-    def vectors(self, prompt: Sequence[int]) -> Tensor:
+    def _fed(self, sample: Sample, answer: Sequence[int]) -> dict[str, Any]:
+        import torch
+
+        if self._how.feed is not None:
+            return dict(self._how.feed(sample, answer))
+        if self._how.kind == "encoder-decoder":
+            given = torch.tensor([[int(self._config.decoder_start_token_id), *answer]])
+            return {"input_ids": torch.tensor([sample.token_ids]), "decoder_input_ids": given}
+        return {"input_ids": torch.tensor([[*sample.token_ids, *answer]])}
+
+    def vectors(self, sample: Sample) -> Tensor:
         """Of the last hidden states."""
         import torch
 
         assert self._how.vectors is not None
         with torch.inference_mode():
-            return self._how.vectors(self.model(torch.tensor([list(prompt)])).last_hidden_state[0], self.extra)
+            return self._how.vectors(self.model(torch.tensor([sample.token_ids])).last_hidden_state[0], self.extra)
 
 
 def write_config(folder: Path, config: Mapping[str, Any], architecture: str) -> None:

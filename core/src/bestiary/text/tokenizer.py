@@ -88,6 +88,11 @@ class Tokenizer:
         token: str | None = self._backend.id_to_token(token_id)
         return token
 
+    def id_of(self, token: str) -> int | None:
+        """Returns the id of a token as the vocabulary spells it, or None where there is no such token."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the token ids of a text, with what the tokenizer adds around a prompt unless told otherwise.
 

@@ -1,6 +1,5 @@
 """A prompt for an encoder-decoder: the text is the encoder's, and the answer begins with a token of its own."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -24,8 +23,6 @@ class Processor:
 
     def __call__(self, prompt: Prompt) -> tuple[list[int], Inputs]:
         """The decoder's tokens, and the encoder's as an item to look at."""
-        if prompt.media or prompt.embeddings:
-            raise RequestError("it brings more than text, and the model reads text alone")
         if prompt.encoder is None:
             return [self._start], Inputs(crossed=(self._item(prompt),))
         begun = prompt.text is not None or prompt.token_ids is not None
@@ -43,6 +40,4 @@ class Processor:
                 raise RequestError(
                     f"the encoder's token {place} is {token!r}: ids are whole numbers from 0 to {self._vocabulary - 1}"
                 )
-        tensor = torch.tensor(ids)
-        digest = hashlib.sha256(b"encoder text" + tensor.numpy().tobytes()).digest()
-        return Item("text", {"token_ids": tensor}, len(ids), digest)
+        return Item.of("text", {"token_ids": torch.tensor(ids)}, len(ids))
