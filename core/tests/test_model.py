@@ -1,12 +1,14 @@
 """The passes from a description to a model that runs."""
 
+import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from bestiary import model
 from bestiary.architecture import Architecture, Task
@@ -14,8 +16,10 @@ from bestiary.batch import Batch, Pages
 from bestiary.blocks import Attention, Decoder, Embedding, GatedMLP, Head, Kind, Layer, Layers, Linear, RMSNorm, Rope
 from bestiary.cache import CacheGroup, store
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names
-from bestiary.errors import ConfigUnsupported, PluginBroken, TensorMismatch
+from bestiary.config import EngineConfig
+from bestiary.errors import ConfigUnsupported, PluginBroken, TensorMismatch, UnknownArchitecture
 from bestiary.parallel import Mesh
+from bestiary.runner import Runner
 from bestiary.testing.tiny import tiny_checkpoint
 
 WIDTH, INNER, LAYERS, HEADS, KV_HEADS = 64, 128, 5, 4, 2
@@ -180,3 +184,86 @@ def test_a_model_module_without_its_parts_is_broken(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "half_a_model", ModuleType("half_a_model"))
     with pytest.raises(PluginBroken, match="lacks Config, NAMES, describe"):
         model.model_module(declared("half_a_model"), ConfigFile({}, Path("config.json")))
+
+
+# A model around another one, whose tensors may be in a checkpoint of its own.
+
+
+class Inner:
+    """A model module; its configuration is the section that it was read from."""
+
+    def __init__(self) -> None:
+        self.Config, self.NAMES = type("Config", (), {"read": staticmethod(lambda file: file)}), NAMES
+
+    @staticmethod
+    def describe(file: ConfigFile) -> Decoder:
+        return describe(file.need("vocab_size", int), tied=file.get("tie_word_embeddings", bool, False))
+
+
+class Outer(Inner):
+    """As a plugin would write it: names that depend on the configuration, and tensors that are elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.NAMES = lambda file: self._text(file).names.under("text.", "")
+
+    @staticmethod
+    def _text(file: ConfigFile) -> model.Described:
+        return model.language_model(file.section("text_config"), {"inner": "InnerForCausalLM"})
+
+    def describe(self, file: ConfigFile) -> Decoder:  # type: ignore[override]
+        return self._text(file).tree
+
+    def others(self, file: ConfigFile) -> list[model.Other]:
+        return [model.Other(file.need("text_model", str), "text.")]
+
+
+@pytest.fixture
+def nested(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
+    """The config.json of an outer model; plugins for both are installed."""
+    monkeypatch.setitem(sys.modules, "an_inner_model", Inner())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "an_outer_model", Outer())  # type: ignore[arg-type]
+    known = {"InnerForCausalLM": Architecture(name="InnerForCausalLM", model="an_inner_model", tasks={Task.GENERATE})}
+    monkeypatch.setattr(model.registry, "find", lambda name: SimpleNamespace(load=lambda: known[name]))
+    text = {**ConfigFile.load(folder).values, "model_type": "inner"}
+    return {"architectures": ["Outer"], "text_config": text, "text_model": str(folder), "dtype": "float32"}
+
+
+def test_a_part_of_a_configuration_is_described_by_the_plugin_for_it(nested: dict[str, Any], folder: Path) -> None:
+    file = ConfigFile(nested, Path("config.json"))
+    tree, names, others = model.describe(declared("an_outer_model"), file)
+    assert model.num_parameters(tree) == model.num_parameters(Inner.describe(ConfigFile.load(folder)))
+    target = names.find("text.model.norm.weight")
+    assert target is not None and target.path == "norm" and names.find("model.norm.weight") is None
+    assert others == (model.Other(str(folder), "text."),)
+
+
+def test_a_model_without_others_names_none(nested: dict[str, Any], folder: Path) -> None:
+    assert model.describe(declared("an_inner_model"), ConfigFile.load(folder)).others == ()
+
+
+def test_a_part_of_a_kind_that_the_outer_model_does_not_take_is_refused_with_those_it_does() -> None:
+    for values, complaint in (({"model_type": "other"}, r"'other'.*'inner'"), ({}, "is missing.*'inner'")):
+        section = ConfigFile({"text_config": values}, Path("config.json")).section("text_config")
+        with pytest.raises(ConfigUnsupported, match=rf"text_config\.model_type.*{complaint}"):
+            model.language_model(section, {"inner": "InnerForCausalLM"})
+
+
+def test_a_part_that_no_plugin_serves_is_told_by_its_architecture() -> None:
+    section = ConfigFile({"model_type": "inner"}, Path("config.json"))
+    with pytest.raises(UnknownArchitecture, match="SuchAnArchitectureIsNot"):
+        model.language_model(section, {"inner": "SuchAnArchitectureIsNot"})
+
+
+@torch.inference_mode()
+def test_a_model_is_run_out_of_two_checkpoints(nested: dict[str, Any], folder: Path, tmp_path: Path) -> None:
+    """The outer one holds a norm of its own, and nothing else."""
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    (outer / "config.json").write_text(json.dumps(nested))
+    save_file({"text.model.norm.weight": torch.full((WIDTH,), 0.5)}, outer / "model.safetensors")
+    config = EngineConfig(model=str(outer), device="cpu", max_model_len=64, num_gpu_blocks_override=8)
+    built = Runner(config, declared("an_outer_model"), outer)._model
+    tensors = load_file(folder / "model.safetensors")
+    torch.testing.assert_close(built.norm.weight, torch.full((WIDTH,), 0.5))  # type: ignore[union-attr]
+    torch.testing.assert_close(built.embed(torch.arange(9)), tensors["model.embed_tokens.weight"][:9])

@@ -221,6 +221,32 @@ def test_a_tensor_in_two_files_is_refused_with_both(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
+def test_another_checkpoints_tensors_stand_behind_a_prefix_and_never_before_ones_own(tmp_path: Path) -> None:
+    own, other = {"text.a": torch.ones(2), "b": torch.ones(1)}, {"m.a": torch.zeros(2), "m.b.c": torch.zeros(3)}
+    with Checkpoint.open(save(tmp_path / "own", own)) as checkpoint:
+        checkpoint.adopt(Checkpoint.open(save(tmp_path / "other", other | {"n.d": torch.zeros(4)})), "text.", "m.")
+        assert sorted(checkpoint) == ["b", "text.a", "text.b.c"] and len(checkpoint) == 3
+        assert same(checkpoint.tensor("text.a"), own["text.a"])
+        assert same(checkpoint.tensor("text.b.c"), other["m.b.c"])
+        assert checkpoint.file("text.b.c") == tmp_path / "other" / "model.safetensors"
+        assert (checkpoint.shape("text.b.c"), checkpoint.nbytes) == ((3,), (2 + 1 + 3) * 4)
+        checkpoint.release("text.b.c")
+        assert same(checkpoint.tensor("text.b.c"), other["m.b.c"])
+    with pytest.raises(ValueError, match="closed"):
+        checkpoint.tensor("text.b.c")
+
+
+def test_several_checkpoints_may_be_adopted_and_their_files_are_let_go_with_ones_own(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(save(tmp_path / "own", {"a": torch.ones(1)}))
+    for name in ("x", "y"):
+        checkpoint.adopt(Checkpoint.open(save(tmp_path / name, SOME)), f"{name}.")
+    assert sorted(checkpoint) == ["a", "x.a", "x.b", "y.a", "y.b"]
+    assert all(same(checkpoint.tensor(f"{name}.{key}"), SOME[key]) for name in ("x", "y") for key in SOME)
+    checkpoint.close()
+    mapped = Path("/proc/self/maps").read_text()
+    assert not any(str(tmp_path / name) in mapped for name in ("own", "x", "y"))
+
+
 def test_an_index_that_names_a_missing_shard_is_refused(tmp_path: Path) -> None:
     save_shards(tmp_path, {"s-1.safetensors": {"a": torch.ones(1)}, "s-2.safetensors": {"b": torch.ones(1)}})
     (tmp_path / "s-2.safetensors").unlink()

@@ -259,6 +259,8 @@ def _greedy(oracle: Oracle, sample: Sample) -> tuple[list[int], float]:
         best = oracle.judge(sample, [*answer, 0])[-1].topk(2)
         answer.append(int(best.indices[0]))
         margin = min(margin, float(best.values[0] - best.values[1]))
+        if margin <= _LEAST_MARGIN:
+            break  # no use for it
     return answer, margin
 
 

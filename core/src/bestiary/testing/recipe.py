@@ -22,12 +22,13 @@ def randomise(model: nn.Module, generator: Generator) -> None:
             if parameter.dim() > 1:
                 scale = (1.2 if is_tied else 2.4) if id(parameter) in tables else 1.2
                 parameter.copy_(drawn * scale * parameter.shape[-1] ** -0.5)
-            elif _is_all(parameter, 1.0):
+                continue
+            is_offset = _is_all(parameter, 0.0) and name.endswith("weight")  # gains stored as their distance from 1
+            if _is_all(parameter, 1.0) or is_offset:
                 signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-                parameter.copy_((1 + 0.3 * drawn) * signs)
+                parameter.copy_((1 + 0.3 * drawn) * signs - float(is_offset))
             else:
-                is_gain = _is_all(parameter, 0.0) and name.endswith("weight")
-                parameter.copy_((1.0 if is_gain else 0.1) * drawn)
+                parameter.copy_(0.1 * drawn)
         for name, buffer in model.named_buffers():
             if name.endswith("logits_bias"):
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator))

@@ -62,7 +62,8 @@ def _altered(modality: str, item: Any) -> Any:
     import numpy as np
 
     if modality == "audio":
-        return sound(len(item) + 1, len(item))
+        samples, rate = item
+        return sound(len(samples) + 1, len(samples)), rate
     if modality == "video":
         return np.ascontiguousarray(255 - item)
     from PIL import ImageOps
