@@ -13,7 +13,7 @@ from bestiary.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NOTHING", "Inputs", "Item", "Piece", "Span", "place"]
+__all__ = ["NOTHING", "Inputs", "Item", "Piece", "Span", "place", "share_out"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,3 +133,13 @@ def place(token_ids: Sequence[int], pieces: Mapping[tuple[str, int], Sequence[Pi
         spans.append(Span(piece.item, len(placed), piece.takes))
         placed.extend(piece.token_ids)
     return placed, spans
+
+
+def share_out(vectors: "Tensor", counts: Sequence[int]) -> "list[Tensor]":
+    """Each item's own vectors, where those of all items lie one after the other.
+
+    Raises RequestError where there are more or fewer than the items have.
+    """
+    if sum(counts) != len(vectors) or min(counts, default=1) < 1:
+        raise RequestError(f"there are {len(vectors)} ready embeddings for items of {list(counts)}: give as many")
+    return list(vectors.split_with_sizes(list(counts)))

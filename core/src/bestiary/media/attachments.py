@@ -103,7 +103,10 @@ class Admission:
 
     def _vectors(self, name: str, value: Any) -> "list[Tensor] | dict[str, Tensor]":
         if isinstance(value, Mapping):
-            return {str(key): _dense(f"{name}: {key}", tensor) for key, tensor in value.items()}
+            return {
+                str(key): self.vectors(name, tensor) if key == f"{name}_embeds" else _dense(f"{name}: {key}", tensor)
+                for key, tensor in value.items()
+            }
         items = [value] if getattr(value, "ndim", 0) == 2 else value
         if isinstance(items, str) or not isinstance(items, Iterable):
             raise RequestError(f"the embeddings of {name} are a {type(value).__name__}: give a list of tensors")

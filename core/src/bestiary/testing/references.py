@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -93,7 +94,7 @@ class Transformers:
 
     def build(self, config: Mapping[str, Any], seed: int) -> Oracle:
         """Make the class's model with random weights."""
-        return _Built(self, dict(config), seed)
+        return _Built(self, deepcopy(dict(config)), seed)  # classes write into what they are given
 
 
 class _Built:

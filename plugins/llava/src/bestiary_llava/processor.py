@@ -8,7 +8,7 @@ import torch
 
 from bestiary.checkpoint import ConfigFile
 from bestiary.errors import ConfigUnsupported, RequestError
-from bestiary.inputs import Inputs, Item, Piece, place
+from bestiary.inputs import Inputs, Item, Piece, place, share_out
 from bestiary.prompts import Prompt
 from bestiary.text import Tokenizer
 from bestiary_llava.llava import Config
@@ -66,16 +66,11 @@ class Processor:
             return
         if not self._ends or given.keys() != {"image_embeds", "image_sizes"}:
             raise RequestError(f"ready embeddings have the keys {sorted(given)}: give a list, of each [vectors, width]")
-        patch, rest = self._config.vision.patch_size, given["image_embeds"]
-        for height, width in given["image_sizes"].tolist():
-            rows, columns = Size(int(height), int(width)).in_patches(patch)
-            if not 0 < rows * columns <= len(rest):
-                raise RequestError("image_embeds has fewer vectors than image_sizes says: " + _SIZES)
-            item = Item.of("image", {"embeddings": rest[: rows * columns]}, rows * columns)
-            rest = rest[rows * columns :]
-            yield self._by_rows(item, rows, columns)
-        if len(rest):
-            raise RequestError("image_embeds has more vectors than image_sizes says: " + _SIZES)
+        patch = self._config.vision.patch_size
+        grids = [Size(int(height), int(width)).in_patches(patch) for height, width in given["image_sizes"].tolist()]
+        shares = share_out(given["image_embeds"], [grid.area for grid in grids])
+        for (rows, columns), vectors in zip(grids, shares, strict=True):
+            yield self._by_rows(Item.of("image", {"embeddings": vectors}, len(vectors)), rows, columns)
 
     def _by_rows(self, item: Item, rows: int, columns: int) -> Piece:
         """After each row a token that breaks it, after the last one that ends the picture."""
