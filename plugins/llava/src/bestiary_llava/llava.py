@@ -10,26 +10,10 @@ import bestiary_kernels as kernels
 from bestiary.blocks import Decoder, Encoder, Linear
 from bestiary.blocks.leaf import Block
 from bestiary.checkpoint import ConfigFile, Names
-from bestiary.model import language_model
-from bestiary_towers import clip, pixtral, siglip
+from bestiary_towers import clip, languages, pixtral, siglip
 
 __all__ = ["NAMES", "Config", "LlavaEncoder", "describe"]
 
-#: What an inner configuration leaves out is as in its class in transformers.
-_LLAMA = {
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-}
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "llama": _LLAMA,
-    "mistral": {**_LLAMA, "intermediate_size": 14336, "max_position_embeddings": 131072, "sliding_window": 4096},
-    "qwen2": {**_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "max_position_embeddings": 32768},
-}
-_LANGUAGES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 _TOWERS = {"clip_vision_model": clip, "siglip_vision_model": siglip, "pixtral": pixtral}
 
 
@@ -49,8 +33,6 @@ class Config:
     @classmethod
     def read(cls, file: ConfigFile) -> Self:
         """Raises ConfigUnsupported for a tower or a language model that no published LLaVA has."""
-        text = file.section("text_config")
-        kind = text.expect("model_type", *_LANGUAGES)
         tower = file.expect("vision_config.model_type", *_TOWERS, default="clip_vision_model")
         file.expect("projector_hidden_act", "gelu", default="gelu")
         layers = file.values.get("vision_feature_layer", -2)
@@ -62,7 +44,7 @@ class Config:
             f"is {strategy!r}; the tower {tower!r} has no class token to leave out: it must be 'full'",
         )
         return cls(
-            text=text.filled(_DEFAULTS[kind]),
+            text=languages.read(file.section("text_config"), "llama", "mistral", "qwen2"),
             tower=tower,
             vision=_TOWERS[tower].Config.read(file.section("vision_config")),
             features=file.need("vision_feature_layer", tuple[int, ...]) if several else (layers,),
@@ -90,7 +72,7 @@ class LlavaEncoder(Encoder):
 
 def describe(c: Config) -> Decoder:
     """The tree of a LLaVA: the language model's, with an encoder."""
-    decoder = language_model(c.text, _LANGUAGES).tree
+    decoder = languages.describe(c.text).tree
     if c.tower == "clip_vision_model":
         tower: Block = clip.describe(c.vision, features=c.features, keep_class=c.keeps_class)
     elif c.tower == "siglip_vision_model":
@@ -104,7 +86,7 @@ def describe(c: Config) -> Decoder:
 
 def NAMES(c: Config) -> Names:
     """Of files as published and as transformers saves them, in which all but the head lies one level deeper."""
-    text = language_model(c.text, _LANGUAGES).names
+    text = languages.describe(c.text).names
     projector = Names(
         *((f"model.multi_modal_projector.linear_{i}", f"encoder.{to}") for i, to in ((1, "up"), (2, "down")))
     )

@@ -8,12 +8,9 @@ from torch import Tensor
 
 from bestiary.blocks import Decoder, Encoder, Linear
 from bestiary.checkpoint import ConfigFile, Names
-from bestiary.model import language_model
-from bestiary_towers import siglip
+from bestiary_towers import languages, siglip
 
 __all__ = ["NAMES", "Config", "PaliGemmaEncoder", "describe"]
-
-_LANGUAGES = {"gemma": "GemmaForCausalLM", "gemma2": "Gemma2ForCausalLM"}
 
 
 @dataclass(frozen=True)
@@ -27,11 +24,10 @@ class Config:
     @classmethod
     def read(cls, file: ConfigFile) -> Self:
         """Raises ConfigUnsupported for a tower or a language model that no published PaliGemma has."""
-        text, vision = file.section("text_config"), file.section("vision_config")
-        text.expect("model_type", *_LANGUAGES)
+        vision = file.section("vision_config")
         vision.expect("model_type", "siglip_vision_model", default="siglip_vision_model")
         return cls(
-            text=text,
+            text=languages.read(file.section("text_config"), "gemma", "gemma2"),
             vision=siglip.Config.read(vision),
             image_token=file.get(("image_token_index", "image_token_id"), int, 256000),
         )
@@ -53,14 +49,14 @@ class PaliGemmaEncoder(Encoder):
 
 def describe(c: Config) -> Decoder:
     """The tree of a PaliGemma: a Gemma's, with an encoder."""
-    decoder = language_model(c.text, _LANGUAGES).tree
+    decoder = languages.describe(c.text).tree
     decoder.encoder = PaliGemmaEncoder(c.vision, decoder.embed.width)
     return decoder
 
 
 def NAMES(c: Config) -> Names:
     """Of files as published and as transformers saves them, in which all but the head lies one level deeper."""
-    text = language_model(c.text, _LANGUAGES).names
+    text = languages.describe(c.text).names
     projector = Names(("model.multi_modal_projector.linear", "encoder.projector"))
     seen = (siglip.NAMES.under("model.vision_tower.", "encoder.tower.") + projector).optional("model.")
     return seen + text.under("language_model.", "") + text.behind("model.", "model.language_model.")

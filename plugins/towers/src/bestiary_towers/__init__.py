@@ -11,6 +11,7 @@ features  outputs of several layers side by side
 pixels    pictures to numbers, and the sizes that follow from a picture's own
 recipes   which of these steps a model's files ask for
 sound     sound to numbers
+languages the language models beside which towers stand
 
 Each of clip, siglip, qwen2_vl, pixtral and whisper holds `Config` (with `read`), `describe(config)`, which gives a
 block, and `NAMES`, the tower's own tensor names: `NAMES.under("vision_tower.", "encoder.tower.")` mounts them. Nothing
