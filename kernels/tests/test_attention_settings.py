@@ -141,6 +141,26 @@ def test_cross_attention_to_nothing_is_zero() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_attention_sees_the_range_that_each_query_has(dtype: torch.dtype) -> None:
+    batch = paged_batch([(3, 33), (2, 7), (1, 12)], **FOLD, dtype=dtype)
+    ranges = torch.tensor([[0, 33], [5, 6], [30, 33], [0, 7], [2, 5], [11, 12]], dtype=torch.int32)
+    y = paged_attention(*batch.arguments(), causal=False, ranges=ranges)
+    starts, contexts = batch.query_starts.tolist(), batch.context_lens.tolist()
+
+    def sees(s: int, i: int, j: int) -> bool:
+        first, end = ranges[starts[s + 1] - contexts[s] + i].tolist()
+        return bool(first <= j < end)
+
+    assert_rounds_to(y, expected(batch, sees))
+
+
+def test_a_query_whose_range_is_empty_gets_zeros() -> None:
+    batch = paged_batch([(2, 9)], **FOLD)
+    y = paged_attention(*batch.arguments(), causal=False, ranges=torch.tensor([[4, 4], [0, 9]], dtype=torch.int32))
+    assert (y[0] == 0).all() and (y[1] != 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_all_that_a_layer_may_ask_for_at_once(dtype: torch.dtype) -> None:
     batch = paged_batch(MIX, **FOLD, dtype=dtype)
     slopes = 2.0 ** -torch.linspace(0.5, 8, 6)
@@ -168,6 +188,8 @@ def test_all_that_a_layer_may_ask_for_at_once(dtype: torch.dtype) -> None:
         {"visible": torch.zeros(3, dtype=torch.int32)},
         {"causal": False, "window": 4},
         {"causal": False, "visible": torch.zeros(2, dtype=torch.int32)},
+        {"ranges": torch.zeros(4, 2, dtype=torch.int32)},
+        {"causal": False, "ranges": torch.zeros(3, 2, dtype=torch.int32)},
     ],
 )
 def test_a_setting_that_means_nothing_is_refused(settings: dict[str, object]) -> None:
@@ -181,3 +203,5 @@ def test_the_operator_passes_torchs_checks() -> None:
     visible = torch.tensor([0, 2], dtype=torch.int32)
     torch.library.opcheck(_operator, (*batch.arguments(), 4, 2.0, torch.ones(6), visible, True))
     torch.library.opcheck(_operator, (*batch.arguments(), None, None, None, None, False))
+    ranges = torch.tensor([[0, 5], [0, 1], [1, 3], [0, 3]], dtype=torch.int32)
+    torch.library.opcheck(_operator, (*batch.arguments(), None, None, None, None, False, ranges))

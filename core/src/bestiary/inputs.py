@@ -13,7 +13,7 @@ from bestiary.errors import RequestError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NOTHING", "Inputs", "Item", "Piece", "Span", "place", "share_out"]
+__all__ = ["NOTHING", "Inputs", "Item", "Look", "Piece", "Span", "place", "share_out"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +77,17 @@ class Span:
         return places, range(before, before + len(places))
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """From the token `start` of a prompt on, a token looks at the vectors `first` to before `end` of those crossed."""
+
+    start: int
+    first: int
+    end: int
+    #: Whether a layer goes on with what it made of looking; some models look, and then think nothing of it.
+    heeds: bool = True
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Inputs:
     """Everything that a prompt brings beside its tokens."""
@@ -85,6 +96,8 @@ class Inputs:
     spans: Sequence[Span] = ()
     #: Items that layers look at, beside the tokens.
     crossed: Sequence[Item] = ()
+    #: Which of their vectors each token looks at, by where that begins to hold, from token 0 on; none: all at all.
+    looks: Sequence[Look] = ()
     #: Tokens at the prompt's start that see each other both ways; they are computed in one step.
     prefix: int = 0
     #: [axes, prompt tokens] int64 positions for a rotation by several axes; None: one axis, that counts tokens.

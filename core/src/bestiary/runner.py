@@ -18,7 +18,7 @@ from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
 from bestiary.encoding import Encoding
 from bestiary.errors import SettingError
-from bestiary.inputs import NOTHING, Inputs, Item
+from bestiary.inputs import NOTHING, Inputs, Item, Look
 from bestiary.replay import Replays
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs, sample, top_logprobs
 
@@ -162,6 +162,7 @@ class Runner:
             lens=self._move(torch.tensor([row.inputs.num_crossed for row in rows], dtype=torch.int32)),
             vectors=torch.cat(values) if values else None,
             slots=self._move(torch.frombuffer(slots, dtype=torch.int64)) if values else None,
+            **{name: self._move(tensor) for name, tensor in _looks(rows).items()},
         )
 
     def _prefixes(self, rows: Sequence[StepRow]) -> Tensor | None:
@@ -200,6 +201,27 @@ def _table(rows: Sequence[StepRow], group: int) -> Tensor:
         tables.extend(row.blocks[group])
         tables.extend([0] * (longest - len(row.blocks[group])))
     return torch.frombuffer(tables, dtype=torch.int32).view(len(rows), longest)
+
+
+def _looks(rows: Sequence[StepRow]) -> dict[str, Tensor]:
+    """By name in `Crossing` what differs from token to token; nothing of what is alike for all."""
+    found: dict[str, Tensor] = {}
+    if not all(row.inputs.crossed for row in rows):
+        counts = torch.tensor([len(row.tokens) for row in rows])
+        found["looking"] = torch.tensor([bool(row.inputs.crossed) for row in rows]).repeat_interleave(counts)
+    if any(row.inputs.looks for row in rows):
+        table_T3 = torch.cat([_looks_of(row) for row in rows])
+        found |= {"ranges": table_T3[:, :2].contiguous(), "heeds": table_T3[:, 2].bool()}
+    return found
+
+
+def _looks_of(row: StepRow) -> Tensor:
+    """[tokens, 3] int32: what each of a row's tokens looks at, from and to, and whether it heeds that."""
+    looks = row.inputs.looks or (Look(0, 0, row.inputs.num_crossed),)
+    starts = torch.tensor([look.start for look in looks])
+    places = torch.arange(row.start, row.start + len(row.tokens))
+    known = torch.tensor([(look.first, look.end, look.heeds) for look in looks], dtype=torch.int32)
+    return known[torch.searchsorted(starts, places, right=True) - 1]
 
 
 def _axes_of(row: StepRow, num_axes: int) -> Tensor:

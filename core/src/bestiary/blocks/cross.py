@@ -7,17 +7,29 @@ from bestiary.batch import Batch
 from bestiary.blocks.kept import Crossed
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.mixer import Mixer
+from bestiary.blocks.norm import RMSNorm
 
 __all__ = ["CrossAttention"]
 
 
 class CrossAttention(Mixer):
-    """Queries of the sequence's tokens, keys and values of the other vectors; every token sees all of these.
+    """Queries of the sequence's tokens, keys and values of the other vectors; every token sees all of these,
+    or the range of them that its prompt says.
 
-    `most` is how many vectors a sequence may look at.
+    `most` is how many vectors a sequence may look at. With `qk_eps` each head of queries and of keys is normalised.
     """
 
-    def __init__(self, width: int, *, heads: int, kv_heads: int, head_dim: int, most: int, bias: bool = False) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        most: int,
+        bias: bool = False,
+        qk_eps: float | None = None,
+    ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.keeps = Crossed(kv_heads, head_dim, most)
@@ -25,6 +37,7 @@ class CrossAttention(Mixer):
         self.kv = Linear(
             width, {"k": kv_heads * head_dim, "v": kv_heads * head_dim}, "column", unit=head_dim, bias=bias
         )
+        self.q_norm, self.k_norm = (None if qk_eps is None else RMSNorm(head_dim, qk_eps) for _ in range(2))
         self.out = Linear(heads * head_dim, width, "row", bias=bias)
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
@@ -33,10 +46,11 @@ class CrossAttention(Mixer):
         crossing = batch.crossings[self.group]
         if crossing.vectors is not None and crossing.slots is not None:
             k, v = self.kv(crossing.vectors).view(-1, 2, self.kv_heads, self.head_dim).unbind(1)
+            k = self._normed(k, self.k_norm)
             # Nothing turns: neither queries nor positions matter here.
             kernels.rotary_cache_write(k, k, v, None, crossing.slots, crossing.slots, k_cache, v_cache)
         mixed = kernels.paged_attention(
-            self.q(x_TD).view(x_TD.shape[0], self.heads, self.head_dim),
+            self._normed(self.q(x_TD).view(x_TD.shape[0], self.heads, self.head_dim), self.q_norm),
             k_cache,
             v_cache,
             crossing.blocks,
@@ -44,6 +58,13 @@ class CrossAttention(Mixer):
             crossing.lens,
             self.head_dim**-0.5,
             causal=False,
+            ranges=crossing.ranges,
         )
         y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
         return y_TD
+
+    def _normed(self, x_THD: Tensor, norm: RMSNorm | None) -> Tensor:
+        if norm is None:
+            return x_THD
+        y_THD: Tensor = norm(x_THD.reshape(-1, self.head_dim))[0].view(x_THD.shape)
+        return y_THD

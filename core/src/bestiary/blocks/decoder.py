@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bestiary.batch import Batch
 from bestiary.blocks.leaf import Block
@@ -39,14 +40,22 @@ class Layers(nn.ModuleDict):
 class Head(Linear):
     """Hidden states to logits; `tied` reads the embedding's table instead of a matrix of its own.
 
-    `softcap` c keeps the logits within c: c tanh(logits / c).
+    `softcap` c keeps the logits within c: c tanh(logits / c). `unwritten` tokens after the others stand in prompts
+    alone: the embedding has them, the head does not.
     """
 
     def __init__(
-        self, vocabulary: int, width: int, *, tied: bool = False, bias: bool = False, softcap: float | None = None
+        self,
+        vocabulary: int,
+        width: int,
+        *,
+        tied: bool = False,
+        bias: bool = False,
+        softcap: float | None = None,
+        unwritten: int = 0,
     ) -> None:
         super().__init__(width, vocabulary, "column", bias=bias)
-        self.tied, self.softcap = tied, softcap
+        self.tied, self.softcap, self.unwritten = tied, softcap, unwritten
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """No weight when tied."""
@@ -129,5 +138,8 @@ class Decoder(Block):
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, width] to [R, vocabulary], or to the vectors of a model that pools."""
         logits_RV: Tensor = self.head(hidden_RD)
-        cap = self.head.softcap
-        return logits_RV if cap is None else torch.tanh(logits_RV / cap) * cap
+        if (cap := self.head.softcap) is not None:
+            logits_RV = torch.tanh(logits_RV / cap) * cap
+        if self.head.unwritten:
+            logits_RV = F.pad(logits_RV, (0, self.head.unwritten), value=float("-inf"))
+        return logits_RV

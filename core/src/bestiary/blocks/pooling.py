@@ -42,6 +42,7 @@ class Pooler(Block):
     #: Unlike a head it shares no table with the embedding, and caps nothing.
     tied = False
     softcap: float | None = None
+    unwritten: int = 0
 
     def __init__(
         self, *, tokens: Literal["last", "all"] = "last", scores: Scores | None = None, normalise: bool = False

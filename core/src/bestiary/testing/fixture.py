@@ -243,7 +243,9 @@ class Fixture:
         """[rows, vocabulary] of the dictionaries in which the engine gives log-probabilities."""
         found = torch.full((len(rows), self.vocabulary), float("nan"))
         for i, row in enumerate(rows):
-            found[i, list(row)] = torch.tensor([entry.logprob for entry in row.values()])
+            for token, entry in row.items():
+                if token < self.vocabulary:  # beyond are those that stand in prompts alone
+                    found[i, token] = entry.logprob
         return found
 
 

@@ -27,6 +27,7 @@ def paged_attention(
     slopes: Tensor | None = None,
     visible: Tensor | None = None,
     causal: bool = True,
+    ranges: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Return attention [T, Hq, D] of a ragged batch over the paged cache; prefill and decode in one call.
@@ -39,7 +40,8 @@ def paged_attention(
     `window`: of those keys it sees the last `window`, its own included; blocks wholly before all windows are never
     read, whatever id stands in their place. `visible`, int32 [S]: the first tokens of a sequence that see one another
     whole, also keys that stand after them or before their window (prefix LM). Not `causal`: every query sees all
-    context_len keys, which need not be the queries' own (cross attention); without any it gets zeros. `softcap` c turns
+    context_len keys, which need not be the queries' own (cross attention), or those from `ranges`[i, 0] to before
+    `ranges`[i, 1], int32 [T, 2], if that is given; without any it gets zeros. `softcap` c turns
     scaled scores into c tanh(score / c) (Gemma 2, arXiv 2408.00118). `slopes` [Hq] then adds slope x key position,
     formed in the slopes' own dtype (ALiBi, arXiv 2108.12409).
 
@@ -65,9 +67,9 @@ def paged_attention(
     if kernels is not None:
         y = _native(kernels, q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, out)
     if y is None:
-        _check(q_heads, sequences, window, softcap, slopes, visible, causal)
+        _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, len(q))
         function = _operator if library.is_traced(q) else reference.paged_attention
-        settings = (scale, window, softcap, slopes, visible, causal)
+        settings = (scale, window, softcap, slopes, visible, causal, ranges)
         y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, *settings)
         return y if out is None else out.copy_(y)
     return y
@@ -81,12 +83,16 @@ def _check(
     slopes: Tensor | None,
     visible: Tensor | None,
     causal: bool,
+    ranges: Tensor | None,
+    tokens: int,
 ) -> None:
     """Raise ValueError for a setting that means nothing."""
     if not (window is None or window > 0) or not (softcap is None or softcap > 0):
         raise ValueError(f"paged_attention: window {window} and softcap {softcap} must be above 0, or None")
     if not (slopes is None or slopes.shape == (q_heads,)) or not (visible is None or visible.shape == (sequences,)):
         raise ValueError("paged_attention: slopes must be one number a query head, visible one a sequence")
+    if ranges is not None and (causal or ranges.shape != (tokens, 2)):
+        raise ValueError("paged_attention: ranges must be two numbers a query, and need causal=False")
     if not causal and (window is not None or visible is not None):
         raise ValueError("paged_attention: window and visible count from a query's own place; they need causal=True")
 
@@ -152,8 +158,9 @@ def _operator(
     slopes: Tensor | None = None,
     visible: Tensor | None = None,
     causal: bool = True,
+    ranges: Tensor | None = None,
 ) -> Tensor:
-    settings = (scale, window, softcap, slopes, visible, causal)
+    settings = (scale, window, softcap, slopes, visible, causal, ranges)
     return reference.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, *settings)
 
 
@@ -171,5 +178,6 @@ def _shapes(
     slopes: Tensor | None = None,
     visible: Tensor | None = None,
     causal: bool = True,
+    ranges: Tensor | None = None,
 ) -> Tensor:
     return q.new_empty(q.shape)

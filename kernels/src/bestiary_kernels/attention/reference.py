@@ -21,6 +21,7 @@ def paged_attention(
     slopes: Tensor | None = None,
     visible: Tensor | None = None,
     causal: bool = True,
+    ranges: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(scale q k^T) v per sequence in float32, rounded once to q's dtype.
 
@@ -46,7 +47,10 @@ def paged_attention(
         scores = _scores(q[start:end], k, first, scale, softcap, slopes)
         if causal:
             scores = scores.masked_fill(_hidden(position, first, context, window, prefix, q.device), float("-inf"))
-        out[start:end] = (scores.softmax(-1) @ v[:, None]).permute(2, 0, 1, 3).flatten(1, 2)
+        if ranges is not None:
+            scores = scores.masked_fill(_outside(ranges[start:end], context), float("-inf"))
+        # A query that sees no key has no weights.
+        out[start:end] = (scores.softmax(-1).nan_to_num() @ v[:, None]).permute(2, 0, 1, 3).flatten(1, 2)
     return out
 
 
@@ -91,3 +95,9 @@ def _hidden(position: int, first: int, context: int, window: int | None, prefix:
     if window is not None:
         hidden |= query - key >= window
     return hidden & ~((query < prefix) & (key < prefix))
+
+
+def _outside(ranges: Tensor, context: int) -> Tensor:
+    """Which keys are not in a query's range, [queries, keys]."""
+    key = torch.arange(context, device=ranges.device)
+    return (key < ranges[:, :1]) | (key >= ranges[:, 1:])
