@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from bestiary.cli.options import EngineFlags, Model, SamplingFlags, System
+from bestiary.cli import media as attached
+from bestiary.cli.options import EngineFlags, MediaFlags, Model, SamplingFlags, System
 from bestiary.cli.terminal import StreamedText, note, one_line
-from bestiary.errors import RequestError
+from bestiary.errors import CapabilityMissing, RequestError
 
 if TYPE_CHECKING:
     from bestiary.llm import LLM
@@ -22,13 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["Conversation", "command"]
 
 _HELP = """\
-/clear         forget the conversation so far
+/image PATH    show a picture, a file or an address, with the next question
+/audio PATH    a recording
+/video PATH    a video
+/clear         forget the conversation so far, and what was attached
 /system TEXT   what the model is told before it; without TEXT nothing
 /help          this list
 /exit          leave, as ctrl-D does
 ctrl-C         stop the answer; what was said stays in the conversation"""
 
-_ENGINE, _SAMPLING = EngineFlags(), SamplingFlags()
+_ENGINE, _SAMPLING, _MEDIA = EngineFlags(), SamplingFlags(), MediaFlags()
 
 
 def command(
@@ -36,14 +41,17 @@ def command(
     /,
     *,
     system: System = None,
+    media: MediaFlags = _MEDIA,
     sampling: SamplingFlags = _SAMPLING,
     engine: EngineFlags = _ENGINE,
 ) -> None:
     """Talk with a model."""
+    attached.check_files(media.named())
     llm = engine.load(model)
     if not llm.has_chat_template():
         raise RequestError(f"{model} has no chat template, as base models often have not: use `bestiary run` with it")
     talk = Conversation(llm, sampling.over(llm.get_default_sampling_params()), system)
+    talk.attach(media.named())
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if is_terminal:
         with suppress(ImportError):  # Python may be built without it; then lines are edited as the terminal does it
@@ -83,6 +91,8 @@ class Conversation:
     params: SamplingParams
     system: str | None = None
     turns: list[dict[str, Any]] = field(default_factory=list)
+    #: The parts that go with the next question.
+    attached: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, line: str) -> bool:
         """Answer a line, or do what a command says. False when it ends the conversation."""
@@ -92,8 +102,11 @@ class Conversation:
                 return False
             case "/clear":
                 self.turns.clear()
+                self.attached.clear()
             case "/system":
                 self.system = rest.strip() or None
+            case "/image" | "/audio" | "/video":
+                self._take_medium(word[1:], rest.strip())
             case "/help":
                 print(_HELP)
             case _ if word[:1] == "/" and word[1:].isalpha():
@@ -102,9 +115,24 @@ class Conversation:
                 self.ask(line)
         return True
 
+    def attach(self, named: Sequence[tuple[str, str]]) -> None:
+        """Read media that go with the next question. Raises RequestError, and then attaches none of them."""
+        before = attached.kinds_of([*self.turns, attached.question("", self.attached)])
+        self.attached += attached.read_parts(self.llm, named, before)
+
+    def _take_medium(self, kind: str, place: str) -> None:
+        if not place:
+            note(f"which one? /{kind} PATH")
+            return
+        try:
+            self.attach([(kind, os.path.expanduser(place))])
+        except RequestError as error:
+            note(str(error))
+
     def ask(self, question: str) -> None:
         """Print the answer as it comes. What an interrupt leaves of it stays said, but no question without answer."""
-        self.turns.append({"role": "user", "content": question})
+        self.turns.append(attached.question(question, self.attached))
+        self.attached = []
         written, output = StreamedText(sys.stdout), None
         with _interrupt() as is_interrupted:
             try:
@@ -113,7 +141,7 @@ class Conversation:
                         written.update(output.outputs[0].text)
                         if is_interrupted():
                             break
-            except RequestError as error:
+            except (RequestError, CapabilityMissing) as error:
                 note(f"{error}\n(/clear forgets the conversation so far)")
             except KeyboardInterrupt:
                 pass  # the second one: the step was not waited for

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from bestiary.errors import SettingError
 from bestiary.installed import preferences
 
 if TYPE_CHECKING:
     from bestiary.llm import LLM
     from bestiary.sampling.params import SamplingParams
 
-__all__ = ["AsJson", "EngineFlags", "Model", "ModelFlags", "SamplingFlags", "System"]
+__all__ = ["AsJson", "EngineFlags", "MediaFlags", "Model", "ModelFlags", "SamplingFlags", "System"]
 
 
 def _flag(about: str) -> Parameter:
@@ -59,12 +60,39 @@ class EngineFlags(ModelFlags):
     max_num_batched_tokens: Annotated[int | None, _flag("Most tokens of one step.")] = None
     kv_cache_memory_bytes: Annotated[int | None, _flag("Size of the cache of keys and values.")] = None
     gpu_memory_utilization: Annotated[float | None, _flag("Share of a GPU's memory to use.")] = None
+    limit_mm_per_prompt: Annotated[
+        tuple[str, ...], _flag("NAME=NUMBER, such as image=2: the most items of a prompt. May be repeated.")
+    ] = ()
+    allowed_media_domains: Annotated[
+        tuple[str, ...], _flag("A host from which media may be fetched. May be repeated.")
+    ] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """As for any model. Raises SettingError for a `limit_mm_per_prompt` that is not NAME=NUMBER, too."""
+        given = super().settings()
+        if self.limit_mm_per_prompt:
+            given["limit_mm_per_prompt"] = _counts(self.limit_mm_per_prompt)
+        return given
 
     def load(self, model: str) -> LLM:
         """The model, ready to generate."""
         from bestiary.llm import LLM
 
         return LLM(model, **self.settings())
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MediaFlags:
+    """What the question brings beside text: files or addresses, in this order."""
+
+    image: Annotated[tuple[str, ...], _flag("A picture's file or address. May be repeated.")] = ()
+    audio: Annotated[tuple[str, ...], _flag("A recording's file or address. May be repeated.")] = ()
+    video: Annotated[tuple[str, ...], _flag("A video's file or address. May be repeated.")] = ()
+
+    def named(self) -> list[tuple[str, str]]:
+        """Modality and place of each."""
+        return [(f.name, place) for f in fields(self) for place in getattr(self, f.name)]
 
 
 @Parameter(name="*")
@@ -90,6 +118,17 @@ class SamplingFlags:
         import msgspec
 
         return msgspec.structs.replace(defaults, **{"max_tokens": None, **_changed(self)})
+
+
+def _counts(texts: tuple[str, ...]) -> dict[str, int]:
+    """NAME=NUMBER each, or several of them with commas between."""
+    found = {}
+    for item in ",".join(texts).split(","):
+        name, _, number = map(str.strip, item.partition("="))
+        if not name or not number.isdecimal():
+            raise SettingError(f"limit_mm_per_prompt: {item!r} is no limit: write NAME=NUMBER, such as image=2")
+        found[name] = int(number)
+    return found
 
 
 def _changed(flags: ModelFlags | SamplingFlags) -> dict[str, Any]:

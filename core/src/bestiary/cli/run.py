@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from bestiary.cli.options import EngineFlags, Model, SamplingFlags, System
+from bestiary.cli import media as attached
+from bestiary.cli.options import EngineFlags, MediaFlags, Model, SamplingFlags, System
 from bestiary.cli.terminal import StreamedText, UsageError, note
 from bestiary.errors import EngineError, RequestError
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-_ENGINE, _SAMPLING = EngineFlags(), SamplingFlags()
+_ENGINE, _SAMPLING, _MEDIA = EngineFlags(), SamplingFlags(), MediaFlags()
 
 
 def command(
@@ -35,6 +37,7 @@ def command(
     stats: Annotated[
         bool, Parameter(help="Tell tokens and speed at the end.", negative="", show_default=False)
     ] = False,
+    media: MediaFlags = _MEDIA,
     sampling: SamplingFlags = _SAMPLING,
     engine: EngineFlags = _ENGINE,
 ) -> None:
@@ -43,6 +46,7 @@ def command(
         raise UsageError("--system belongs to a conversation: leave out --no-chat")
     if prompt.startswith("--"):
         raise UsageError(f"unknown option: {prompt} (a prompt that begins so comes through the standard input, with -)")
+    attached.check_files(media.named())
     text = _read_input() if prompt == "-" else prompt
     if chat is not False:
         _warm_templates()
@@ -51,8 +55,10 @@ def command(
     has_template = llm.has_chat_template()
     if not has_template and (chat or system is not None):
         raise RequestError(f"{model} has no chat template: without --chat and --system it completes the prompt")
+    parts = attached.read_parts(llm, media.named())
     clock, written, output = _Clock(time.perf_counter()), StreamedText(sys.stdout), None
-    asked = _conversation(text, system) if has_template and chat is not False else text
+    is_question = has_template and chat is not False
+    asked = _conversation(text, system, parts) if is_question else attached.in_prompt(text, parts)
     with closing(llm.stream(asked, params)) as answers:
         for output in answers:
             clock.tick()
@@ -71,9 +77,9 @@ def _warm_templates() -> None:
     ChatTemplate.warm()
 
 
-def _conversation(question: str, system: str | None) -> list[dict[str, Any]]:
+def _conversation(text: str, system: str | None, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     before = [] if system is None else [{"role": "system", "content": system}]
-    return [*before, {"role": "user", "content": question}]
+    return [*before, attached.question(text, parts)]
 
 
 def _read_input() -> str:

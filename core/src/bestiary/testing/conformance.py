@@ -57,11 +57,10 @@ class Planned:
 def plan(name: str) -> list[Planned]:
     """Everything that follows from an architecture's declaration and its cases. Raises PluginError where none loads."""
     cases = _cases(registry.find(name).load())
-    return [
-        Planned(name, check.level, check.name, case)
-        for check in _checks()
-        for case in ([case.name for case in cases.values()] if check.of_case else [None])
-    ]
+    checks = _checks()
+    whole = [Planned(name, check.level, check.name, None) for check in checks if not check.of_case]
+    # Case by case, since what a case needs is made once and let go with the next.
+    return whole + [Planned(name, check.level, check.name, case) for case in cases for check in checks if check.of_case]
 
 
 def _checks() -> list[Any]:

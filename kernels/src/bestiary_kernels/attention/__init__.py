@@ -61,7 +61,7 @@ def paged_attention(
         or not (out is None or (out.shape == q.shape and out.dtype is q.dtype))
     ):
         raise ValueError("paged_attention: the shapes of q, caches, tables, starts, lengths and out do not fit")
-    plain = causal and window is None and softcap is None and slopes is None and visible is None
+    plain = causal and window is None and softcap is None and slopes is None and visible is None and ranges is None
     kernels = library.native(q) if plain else None
     y = None
     if kernels is not None:
