@@ -39,7 +39,7 @@ ZOO_SOURCES := $(shell find $(ZOO) -name '*.py' -o -name pyproject.toml)
 
 $(VENV)/.tools: $(VENV)/.installed requirements-test.txt $(ZOO_SOURCES)
 	@echo "Installing the tools for the tests, and the zoo ..."
-	$(PIP) install --constraint constraints.txt --requirement requirements-test.txt
+	$(PIP) install --no-compile --constraint constraints.txt --requirement requirements-test.txt
 	rm -rf $(addsuffix /build,$(ZOO))
 	$(PIP) install --no-deps --no-build-isolation $(addprefix ./,$(ZOO))
 	@touch $@

@@ -51,6 +51,11 @@ def test_a_plugins_model_file_stays_under_one_hundred_and_fifty_lines() -> None:
     assert [path.name for path in models if code_lines(path) >= 150] == []
 
 
+def test_no_file_of_a_plugin_is_longer_than_two_hundred_lines() -> None:
+    files = [path for top in PLUGINS for path in top.rglob("*.py")]
+    assert [path.name for path in files if len(path.read_text().splitlines()) > 200] == []
+
+
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "marshal", "shelve", "cloudpickle"}
 

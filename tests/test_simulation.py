@@ -29,7 +29,7 @@ from bestiary.scheduler import Sequence as Tokens
 from bestiary.testing import Expected, FakeExecutor, expected_answer, expected_prompt_logprobs
 
 REQUESTS_PER_DAY = 200
-DAYS = int(os.environ.get("SIMULATED_DAYS", "500"))
+DAYS = int(os.environ.get("SIMULATED_DAYS", "300"))
 SHARES = 4
 
 

@@ -22,9 +22,15 @@ TableFile = Annotated[Path | None, Parameter(name="--table", help="Write a table
 Level = Annotated[
     tuple[str, ...], Parameter(negative=(), help="Only checks of this level: L0, L1, L2 or L3. May be repeated.")
 ]
+Checkpoints = Annotated[
+    tuple[str, ...],
+    Parameter(negative=(), help="Level L4 alone, on this real checkpoint: a folder, a hub's name or demo. Repeatable."),
+]
 
 
-def command(*names: Names, json: Json = None, table: TableFile = None, level: Level = ()) -> int:
+def command(
+    *names: Names, json: Json = None, table: TableFile = None, level: Level = (), checkpoint: Checkpoints = ()
+) -> int:
     """Run the conformance kit, and end with status 1 where a check failed. Needs bestiary[testing]."""
     from rich.console import Console
 
@@ -33,9 +39,16 @@ def command(*names: Names, json: Json = None, table: TableFile = None, level: Le
     from bestiary.testing.conformance import plan
 
     console = Console(highlight=False)
-    chosen = names or tuple(sorted({found.name for found in map(_declaration, sorted(registry.scan()))}))
     results: list[Result] = []
-    for name in chosen:
+    for model in checkpoint:
+        from bestiary.testing.real import prove
+
+        own = prove(model)
+        for result in own:
+            console.print(f"{result.architecture}: L4 {model}: {result.status}, {result.reason}", markup=False)
+        results += own
+    everything = tuple(sorted({found.name for found in map(_declaration, sorted(registry.scan()))}))
+    for name in names if checkpoint else names or everything:
         own = [planned.run() for planned in plan(name) if not level or planned.level in level]
         for result in own:
             if result.status == "failed":

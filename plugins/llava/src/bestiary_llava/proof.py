@@ -11,7 +11,6 @@ IMAGE, BREAK, END = 90, 91, 92
 CLIP_COLOURS = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 LLAMA = {
     "model_type": "llama",
-    "architectures": ["LlamaForCausalLM"],
     "vocab_size": 96,
     "hidden_size": 128,
     "intermediate_size": 160,
@@ -117,18 +116,11 @@ def _sized(items: Sequence[Any], vectors: Sequence[Any]) -> Mapping[str, Any]:
     return {"image": {"image_embeds": torch.cat(list(vectors)), "image_sizes": torch.tensor(sizes)}}
 
 
-def _naming(name: str, *more: tuple[str, str]) -> Naming:
+def _later(*more: tuple[str, str]) -> Naming:
     """Of transformers 4.52 to 4.57, from what the class saves."""
-    return Naming(
-        name,
-        (
-            *more,
-            (r"^vision_tower\.", "model.vision_tower."),
-            (r"^multi_modal_projector\.", "model.multi_modal_projector."),
-            (r"^language_model\.lm_head\.", "lm_head."),
-            (r"^language_model\.model\.", "model.language_model."),
-        ),
-    )
+    moved = ("vision_tower", "model.vision_tower"), ("multi_modal_projector", "model.multi_modal_projector")
+    text = ("language_model.lm_head", "lm_head"), ("language_model.model", "model.language_model")
+    return Naming("4.52", (*more, *((rf"^{old}\.", f"{new}.") for old, new in (*moved, *text))))
 
 
 FIRST = (r"^vision_tower\.(?!vision_model)", "vision_tower.vision_model.")
@@ -152,7 +144,7 @@ CASES = (
             "the text's epsilon": {"text_config": {**LLAMA, "rms_norm_eps": 0.5}},
             "the tower's epsilon": {"vision_config": {**CLIP, "layer_norm_eps": 0.5}},
         },
-        namings=(Naming("as published", (FIRST,)), _naming("4.52", FIRST)),
+        namings=(Naming("as published", (FIRST,)), _later(FIRST)),
         samples=_samples,
         files={"preprocessor_config.json": {**CLIP_FILE, **CLIP_COLOURS}},
     ),
@@ -176,12 +168,12 @@ CASES = (
             **PUBLISHED,
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
-            "text_config": {**LLAMA, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+            "text_config": {**LLAMA, "model_type": "qwen2"},
             "vision_config": {**CLIP, "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"},
         },
         _reference(_fed("SiglipImageProcessor", SIGLIP_FILE, 9)),
         mutations={"the layer": {"vision_feature_layer": -2}},
-        namings=(Naming("as published", (FIRST,)), _naming("4.52", FIRST)),
+        namings=(Naming("as published", (FIRST,)), _later(FIRST)),
         samples=_samples,
         files={"preprocessor_config.json": SIGLIP_FILE},
     ),
@@ -196,7 +188,7 @@ CASES = (
         },
         _reference(_feed_pixtral),
         mutations={"the patches": {"vision_config": {**PIXTRAL, "patch_size": 4}}},
-        namings=(_naming("4.52"),),
+        namings=(_later(),),
         samples=_samples,
         files={"preprocessor_config.json": PIXTRAL_FILE, "tokenizer.json": TOKENIZER},
         embeddings=_sized,

@@ -24,8 +24,8 @@ from bestiary.checkpoint import ConfigFile, Names
 
 __all__ = ["NAMES", "Config", "GatedLayer", "GatedTable", "Tower"]
 
-#: Of the two norms that configurations do not speak of.
-_EPS = 1e-5
+_EPS = 1e-5  # of the two norms that configurations do not speak of
+_GATED = (("embedding", "table"), ("gate", "gate"))
 #: A tile's tokens are filled up to a multiple of so many.
 _MULTIPLE = 8
 
@@ -55,11 +55,8 @@ class Config:
         layers = section.size("num_hidden_layers", 32)
         features = section.get("intermediate_layers_indices", tuple[int, ...], (3, 7, 15, 23, 30))
         section.must(width % heads == 0, "attention_heads", f"is {heads}; it must divide hidden_size, {width}")
-        section.must(
-            all(0 <= feature < layers for feature in features),
-            "intermediate_layers_indices",
-            f"is {list(features)}; the tower has {layers} layers",
-        )
+        known = all(0 <= feature < layers for feature in features)
+        section.must(known, "intermediate_layers_indices", f"is {list(features)}; the tower has {layers} layers")
         section.expect("vision_output_dim", width * (1 + len(features)), default=width * (1 + len(features)))
         return cls(
             width=width,
@@ -93,13 +90,13 @@ class GatedTable(Block):
 
     def __init__(self, c: Config, numbers: int) -> None:
         super().__init__()
-        self.tiles = c.tiles
-        self.table, self.gate = Embedding(c.canvases + 1, c.tiles * numbers), Learned(1)
+        self.tiles, self.gate = c.tiles, Learned(1)
+        self.table = Embedding(c.canvases + 1, c.tiles * numbers)
 
     def forward(self, canvas: Tensor) -> Tensor:
         """[tiles, numbers] of a canvas's number."""
-        found: Tensor = self.table(canvas.view(1)).view(self.tiles, -1) * self.gate.weight.tanh()
-        return found
+        y_TN: Tensor = self.table(canvas.view(1)).view(self.tiles, -1) * self.gate.weight.tanh()
+        return y_TN
 
 
 class GatedLayer(EncoderLayer):
@@ -125,7 +122,7 @@ class Tower(Block):
         self.embed = PatchEmbedding(c.channels, c.patch, c.width)
         self.class_token, self.positions = Learned(c.width), Learned(c.tokens, c.width)
         self.tile_positions = GatedTable(c, c.tokens * c.width)
-        self.before, self.after = GatedTable(c, c.width), GatedTable(c, c.width)
+        self.before, self.after = (GatedTable(c, c.width) for _ in range(2))
         self.pre_norm, self.post_norm = LayerNorm(c.width, _EPS), LayerNorm(c.width, _EPS)
 
         def layer(kind: type[EncoderLayer]) -> EncoderLayer:
@@ -147,7 +144,7 @@ class Tower(Block):
         x_TD = F.pad(x_NLD, (0, 0, 0, filling)).flatten(0, 1)
         length = c.tokens + filling
         # What fills up sees the picture, but not each other; the picture sees it all.
-        is_filling = torch.arange(length).expand(c.tiles, -1).ge(c.tokens) | torch.arange(c.tiles).ge(seen)[:, None]
+        is_filling = torch.arange(length).ge(c.tokens) | torch.arange(c.tiles).ge(seen)[:, None]
         is_filling = is_filling.flatten().to(x_TD.device)
         items = Items((len(x_TD),), masks=(~(is_filling[:, None] & is_filling)[None],))
         found = []
@@ -169,8 +166,8 @@ class Tower(Block):
         x_NLD = torch.cat((self.class_token.weight.expand(c.tiles, 1, -1), x_NPD), 1)
         whole = (1 - self.tile_positions.gate.weight.tanh()) * self.positions.weight
         x_NLD = x_NLD + whole + self.tile_positions(canvas).view(c.tiles, c.tokens, -1)
-        y_TD: Tensor = self.pre_norm(x_NLD.flatten(0, 1))[0]
-        return y_TD.view(x_NLD.shape)
+        y_NLD: Tensor = self.pre_norm(x_NLD.flatten(0, 1))[0].view(x_NLD.shape)
+        return y_NLD
 
 
 def _layers(source: str, path: str) -> Names:
@@ -195,10 +192,8 @@ NAMES = (
         ("gated_positional_embedding.embedding", "positions"),
         ("gated_positional_embedding.tile_embedding", "tile_positions.table"),
         ("gated_positional_embedding.gate", "tile_positions.gate"),
-        ("pre_tile_positional_embedding.embedding", "before.table"),
-        ("pre_tile_positional_embedding.gate", "before.gate"),
-        ("post_tile_positional_embedding.embedding", "after.table"),
-        ("post_tile_positional_embedding.gate", "after.gate"),
+        *((f"pre_tile_positional_embedding.{old}", f"before.{new}") for old, new in _GATED),
+        *((f"post_tile_positional_embedding.{old}", f"after.{new}") for old, new in _GATED),
         ("layernorm_pre", "pre_norm"),
         ("layernorm_post", "post_norm"),
     )
