@@ -7,7 +7,6 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bestiary.blocks import (
     MLP,
@@ -17,13 +16,13 @@ from bestiary.blocks import (
     Decoder,
     Embedding,
     Encoder,
+    EncoderAttention,
     Head,
+    Items,
     LayerNorm,
     Layers,
-    Linear,
     PostNormLayer,
 )
-from bestiary.blocks.leaf import Block
 from bestiary.checkpoint import ConfigFile, Names, Squeeze
 
 __all__ = ["NAMES", "BartEncoder", "Config", "describe"]
@@ -74,22 +73,6 @@ class Config:
         )
 
 
-class _SelfAttention(Block):
-    """Every token of one text sees every other; nothing is kept of them."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = Linear(width, {"q": width, "k": width, "v": width}, "column", unit=width // heads, bias=True)
-        self.out = Linear(width, width, "row", bias=True)
-
-    def forward(self, x_TD: Tensor, batch: None) -> Tensor:
-        q, k, v = self.qkv(x_TD).view(x_TD.shape[0], 3, self.heads, -1).permute(1, 2, 0, 3)
-        mixed = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
-        y_TD: Tensor = self.out(mixed.transpose(0, 1).reshape(x_TD.shape))
-        return y_TD
-
-
 class BartEncoder(Encoder):
     """Tokens that see each other both ways, to as many vectors."""
 
@@ -100,7 +83,7 @@ class BartEncoder(Encoder):
         self.norm = LayerNorm(c.width, _EPS)
         self.layers = nn.ModuleList(
             PostNormLayer(
-                mixer=_SelfAttention(c.width, c.encoder_heads),
+                mixer=EncoderAttention(c.width, heads=c.encoder_heads),
                 mix_norm=LayerNorm(c.width, _EPS),
                 ffn=MLP(c.width, c.encoder_inner, act=c.act),
                 ffn_norm=LayerNorm(c.width, _EPS),
@@ -113,8 +96,9 @@ class BartEncoder(Encoder):
         ids_T = inputs["token_ids"]
         x_TD: Tensor = self.embed(ids_T) * self.scale + self.positions(torch.arange(len(ids_T), device=ids_T.device))
         x_TD = self.norm(x_TD)[0]
+        text = Items((len(ids_T),))
         for layer in self.layers:
-            x_TD, _ = layer(x_TD, None, None)
+            x_TD, _ = layer(x_TD, None, text)
         return x_TD
 
 
