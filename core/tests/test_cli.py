@@ -74,7 +74,10 @@ ENGINE = MODEL | {
     "--max-num-batched-tokens",
     "--kv-cache-memory-bytes",
     "--gpu-memory-utilization",
+    "--limit-mm-per-prompt",
+    "--allowed-media-domains",
 }
+MEDIA = {"--image", "--audio", "--video"}
 SAMPLING = {
     "--max-tokens",
     "--min-tokens",
@@ -101,11 +104,11 @@ BENCH = ENGINE | {
 COMMANDS = {
     ("list",): {"--json"},
     ("info",): MODEL | {"MODEL", "--json"},
-    ("run",): ENGINE | SAMPLING | {"MODEL", "PROMPT", "--chat", "--no-chat", "--system", "--stats"},
-    ("chat",): ENGINE | SAMPLING | {"MODEL", "--system"},
+    ("run",): ENGINE | SAMPLING | MEDIA | {"MODEL", "PROMPT", "--chat", "--no-chat", "--system", "--stats"},
+    ("chat",): ENGINE | SAMPLING | MEDIA | {"MODEL", "--system"},
     ("bench", "latency"): BENCH | {"MODEL", "--batch-size"},
     ("bench", "throughput"): BENCH | {"MODEL", "--num-prompts"},
-    ("verify",): {"NAMES", "--json", "--table", "--level"},
+    ("verify",): {"NAMES", "--json", "--table", "--level", "--checkpoint"},
     ("doctor",): {"--json"},
 }
 
@@ -147,6 +150,20 @@ def test_plugins_are_chosen_by_pairs() -> None:
     assert ModelFlags(plugin=("A=x", "B=y")).settings() == {"plugin": {"A": "x", "B": "y"}}
     with pytest.raises(SettingError, match="NAME=DIST"):
         ModelFlags(plugin=("A",)).settings()
+
+
+def test_limits_of_media_are_pairs_that_may_be_repeated() -> None:
+    flags = EngineFlags(limit_mm_per_prompt=("image=2,audio=0", "video = 1"), allowed_media_domains=("a.example", "b"))
+    found = {"limit_mm_per_prompt": {"image": 2, "audio": 0, "video": 1}, "allowed_media_domains": ("a.example", "b")}
+    assert flags.settings() == found
+    config = EngineConfig.resolve(model="m", **found)
+    assert (config.limit_mm_per_prompt["image"], list(config.allowed_media_domains)) == (2, ["a.example", "b"])
+
+
+@pytest.mark.parametrize("text", ["image", "image=", "=2", "image=two", "image=-1", "image=1.5", "image=1=2", ""])
+def test_a_limit_of_media_that_is_no_pair_is_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="NAME=NUMBER"):
+        EngineFlags(limit_mm_per_prompt=(text,)).settings()
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([*path, "--help"] for path in COMMANDS), ["list"]], ids=" ".join)
@@ -230,6 +247,16 @@ def test_an_unknown_model_is_one_message_and_status_one(
     assert written.out == ""
     assert written.err.startswith(f"bestiary: {missing}: there is no such folder")
     assert "Traceback" not in written.err
+
+
+@pytest.mark.parametrize("verb", [["run", "PROMPT"], ["chat"]], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+def test_a_file_that_is_not_there_is_told_of_before_the_model_is_looked_for(
+    verb: list[str], kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "missing")
+    assert cli.main([verb[0], str(tmp_path / "model"), *verb[1:], f"--{kind}", file]) == 1
+    assert capsys.readouterr() == ("", f"bestiary: the {kind} {file!r} is no file: check the path\n")
 
 
 def test_names_in_errors_are_written_without_anything_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:

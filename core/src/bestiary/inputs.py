@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Self
 
-from bestiary.errors import RequestError
+from bestiary.errors import ConfigUnsupported, RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,6 +129,8 @@ def place(token_ids: Sequence[int], pieces: Mapping[tuple[str, int], Sequence[Pi
     Raises RequestError where there are more placeholders than items, or fewer.
     """
     waiting = {token: list(reversed(found)) for (_, token), found in pieces.items()}
+    if len(waiting) < len(pieces):
+        raise ConfigUnsupported(f"one placeholder stands for several modalities: {', '.join(map(str, pieces))}")
     for modality, token in pieces:
         placeholders, items = sum(1 for found in token_ids if found == token), len(waiting[token])
         if placeholders != items:

@@ -1,6 +1,7 @@
 """The offline interface: prompts in, results in the order of the prompts. Names are those that vLLM users know."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from bestiary.checkpoint import generation
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.errors import RequestError
-from bestiary.media import collect
+from bestiary.media import Medium, collect, spelled_out
 from bestiary.output import (
     ClassificationOutput,
     EmbeddingOutput,
@@ -175,11 +176,32 @@ class LLM:
     ) -> ParsedPrompt:
         """The prompt of a conversation. The template writes the special tokens itself, and what stands for media."""
         plain, media = collect(conversation)
-        text = template.render(plain, **variables)
-        ids = self.get_tokenizer().encode(text, add_special_tokens=False)
         admission = self.engine.admission
-        prompt = Prompt(text, ids, admission.fetched(media))
+        fetched = admission.fetched(media)  # first: the template of a model of text alone fails less clearly
+        text = self._rendered(template, plain, media, variables)
+        ids = self.get_tokenizer().encode(text, add_special_tokens=False)
+        prompt = Prompt(text, ids, fetched)
         return process(prompt, self.engine.tokenizer, self.engine.processor, admission)
+
+    def _rendered(
+        self,
+        template: ChatTemplate,
+        plain: Sequence[Message],
+        media: Sequence[Medium],
+        variables: Mapping[str, Any],
+    ) -> str:
+        """What the template makes of a conversation; an item that it has no place for is written into the text."""
+        known: Mapping[str, str] = getattr(self.engine.processor, "placeholders", {})
+        wanted = Counter(known[medium.kind] for medium in media if medium.kind in known)
+        try:
+            text = template.render(plain, **variables)
+        except RequestError:  # some refuse parts, others leave them out
+            if not wanted:
+                raise
+            text = ""
+        if all(text.count(placeholder) >= count for placeholder, count in wanted.items()):
+            return text
+        return template.render(spelled_out(plain, known), **variables)
 
     def _chat_template(self, given: str | None) -> ChatTemplate:
         if given is not None:

@@ -40,7 +40,10 @@ class Prompt:
 
 
 class Processor(Protocol):
-    """A plugin's own way from a prompt to tokens and inputs."""
+    """A plugin's own way from a prompt to tokens and inputs.
+
+    It may have `placeholders`, by modality what a text has in an item's place, for chat templates that take text alone.
+    """
 
     def __call__(self, prompt: Prompt) -> tuple[list[int], Inputs]:
         """Raises RequestError, without naming the prompt, for one that cannot be served."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from bestiary.cli import media as attached
+from bestiary.cli.media import check_files, kinds_of, question, read_parts
 from bestiary.cli.options import EngineFlags, MediaFlags, Model, SamplingFlags, System
 from bestiary.cli.terminal import StreamedText, note, one_line
 from bestiary.errors import CapabilityMissing, RequestError
@@ -46,7 +46,7 @@ def command(
     engine: EngineFlags = _ENGINE,
 ) -> None:
     """Talk with a model."""
-    attached.check_files(media.named())
+    check_files(media.named())
     llm = engine.load(model)
     if not llm.has_chat_template():
         raise RequestError(f"{model} has no chat template, as base models often have not: use `bestiary run` with it")
@@ -117,22 +117,22 @@ class Conversation:
 
     def attach(self, named: Sequence[tuple[str, str]]) -> None:
         """Read media that go with the next question. Raises RequestError, and then attaches none of them."""
-        before = attached.kinds_of([*self.turns, attached.question("", self.attached)])
-        self.attached += attached.read_parts(self.llm, named, before)
+        before = kinds_of([*self.turns, question("", self.attached)])
+        self.attached += read_parts(self.llm, named, before)
 
     def _take_medium(self, kind: str, place: str) -> None:
         if not place:
             note(f"which one? /{kind} PATH")
             return
         try:
-            self.attach([(kind, os.path.expanduser(place))])
+            self.attach([(kind, os.path.expanduser(place))])  # noqa: PTH111 - a Path would spoil an address
         except RequestError as error:
             note(str(error))
 
-    def ask(self, question: str) -> None:
+    def ask(self, text: str) -> None:
         """Print the answer as it comes. What an interrupt leaves of it stays said, but no question without answer."""
-        self.turns.append(attached.question(question, self.attached))
-        self.attached = []
+        parts, self.attached = self.attached, []
+        self.turns.append(question(text, parts))
         written, output = StreamedText(sys.stdout), None
         with _interrupt() as is_interrupted:
             try:
@@ -150,6 +150,8 @@ class Conversation:
                 _tell_end(output.outputs[0])
             if output is None or not output.outputs[0].text:
                 self.turns.pop()
+                # An error may be theirs; then they would spoil the next question too.
+                self.attached = parts if is_interrupted() else []
             else:
                 self.turns.append({"role": "assistant", "content": output.outputs[0].text})
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from bestiary.cli import media as attached
+from bestiary.cli.media import check_files, in_prompt, question, read_parts
 from bestiary.cli.options import EngineFlags, MediaFlags, Model, SamplingFlags, System
 from bestiary.cli.terminal import StreamedText, UsageError, note
 from bestiary.errors import EngineError, RequestError
@@ -46,7 +46,7 @@ def command(
         raise UsageError("--system belongs to a conversation: leave out --no-chat")
     if prompt.startswith("--"):
         raise UsageError(f"unknown option: {prompt} (a prompt that begins so comes through the standard input, with -)")
-    attached.check_files(media.named())
+    check_files(media.named())
     text = _read_input() if prompt == "-" else prompt
     if chat is not False:
         _warm_templates()
@@ -55,10 +55,10 @@ def command(
     has_template = llm.has_chat_template()
     if not has_template and (chat or system is not None):
         raise RequestError(f"{model} has no chat template: without --chat and --system it completes the prompt")
-    parts = attached.read_parts(llm, media.named())
+    parts = read_parts(llm, media.named())
     clock, written, output = _Clock(time.perf_counter()), StreamedText(sys.stdout), None
     is_question = has_template and chat is not False
-    asked = _conversation(text, system, parts) if is_question else attached.in_prompt(text, parts)
+    asked = _conversation(text, system, parts) if is_question else in_prompt(text, parts)
     with closing(llm.stream(asked, params)) as answers:
         for output in answers:
             clock.tick()
@@ -79,7 +79,7 @@ def _warm_templates() -> None:
 
 def _conversation(text: str, system: str | None, parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     before = [] if system is None else [{"role": "system", "content": system}]
-    return [*before, attached.question(text, parts)]
+    return [*before, question(text, parts)]
 
 
 def _read_input() -> str:

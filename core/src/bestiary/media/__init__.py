@@ -2,10 +2,9 @@
 
 from bestiary.media.attachments import Admission, Attachment
 from bestiary.media.audio import Audio, load_audio
-from bestiary.media.digest import digest
 from bestiary.media.image import load_image
 from bestiary.media.limits import MediaLimits, check_counts
-from bestiary.media.messages import Medium, collect, fetch_all
+from bestiary.media.messages import Medium, collect, fetch_all, spelled_out
 from bestiary.media.sources import Sources
 from bestiary.media.video import Sampling, Video, load_video
 
@@ -20,9 +19,9 @@ __all__ = [
     "Video",
     "check_counts",
     "collect",
-    "digest",
     "fetch_all",
     "load_audio",
     "load_image",
     "load_video",
+    "spelled_out",
 ]

@@ -130,9 +130,9 @@ def _dense(name: str, value: Any) -> "Tensor":
     """A plain tensor: anything else might have more behind it than its shape says."""
     import torch
 
-    if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_quantized:
-        raise RequestError(f"the embeddings of {name} are a {type(value).__name__}: give a dense torch.Tensor")
-    return value.detach()
+    if type(value) is torch.Tensor and value.layout is torch.strided and not (value.is_quantized or value.is_meta):
+        return value.detach()
+    raise RequestError(f"the embeddings of {name} are a {type(value).__name__}: give a dense torch.Tensor")
 
 
 def _items(modality: str, value: Any) -> list[Any]:

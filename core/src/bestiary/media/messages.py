@@ -8,7 +8,7 @@ from bestiary.errors import RequestError
 from bestiary.media.limits import MediaLimits
 from bestiary.media.sources import Sources
 
-__all__ = ["Medium", "collect", "fetch_all"]
+__all__ = ["Medium", "collect", "fetch_all", "spelled_out"]
 
 #: A part's type: its modality, and the keys under which its content may stand.
 _PARTS = {
@@ -52,6 +52,18 @@ def collect(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]]
             message = {**message, "content": parts}
         plain.append(dict(message))
     return plain, media
+
+
+def spelled_out(messages: Sequence[Mapping[str, Any]], placeholders: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A plain conversation as texts alone: part by part in lines, each item by its placeholder."""
+    found = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, Sequence) and not isinstance(content, str):
+            lines = [placeholders.get(part["type"], part.get("text", "")) for part in content]
+            message = {**message, "content": "\n".join(lines)}
+        found.append(dict(message))
+    return found
 
 
 def fetch_all(media: Sequence[Medium], *, limits: MediaLimits, sources: Sources) -> dict[str, list[Any]]:

@@ -28,6 +28,7 @@ class Processor:
         steps, vision = recipes.load(folder), self._config.vision
         self._recipe: Any
         self._ends: tuple[int, int] | None = None
+        self.placeholders = {"image": "[IMG]" if self._config.tower == "pixtral" else "<image>"}
         if self._config.tower == "pixtral":
             self._recipe = recipes.Edge.read(steps)
             known = tokenizer or Tokenizer.load(folder)
@@ -66,8 +67,10 @@ class Processor:
             return
         if not self._ends or given.keys() != {"image_embeds", "image_sizes"}:
             raise RequestError(f"ready embeddings have the keys {sorted(given)}: give a list, of each [vectors, width]")
-        patch = self._config.vision.patch_size
-        grids = [Size(int(height), int(width)).in_patches(patch) for height, width in given["image_sizes"].tolist()]
+        patch, sizes = self._config.vision.patch_size, given["image_sizes"]
+        if sizes.ndim != 2 or sizes.shape[1] != 2 or bool((sizes < patch).any()):
+            raise RequestError(f"image_sizes must be [pictures, 2]: heights and widths in pixels, {patch} or more")
+        grids = [Size(int(height), int(width)).in_patches(patch) for height, width in sizes.tolist()]
         shares = share_out(given["image_embeds"], [grid.area for grid in grids])
         for (rows, columns), vectors in zip(grids, shares, strict=True):
             yield self._by_rows(Item.of("image", {"embeddings": vectors}, len(vectors)), rows, columns)

@@ -1,6 +1,7 @@
 """A prompt for a Llama 3.2 Vision: the picture is one token, from which on tokens look at its tiles."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -21,6 +22,8 @@ _PLACEHOLDER = "<|image|>"
 
 class Processor:
     """One picture at most; a placeholder that begins a text stands before BOS."""
+
+    placeholders: ClassVar = {"image": _PLACEHOLDER}
 
     def __init__(self, file: ConfigFile, folder: Path, tokenizer: Tokenizer | None) -> None:
         self._tokenizer, self._config = tokenizer, Config.read(file)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -23,6 +23,8 @@ _RATE, _LEAST, _MOST = 2.0, 4, 768
 
 class Processor:
     """A placeholder stands for as many tokens as its item has vectors; users write what begins and ends an item."""
+
+    placeholders: ClassVar = {name: f"<|vision_start|><|{name}_pad|><|vision_end|>" for name in ("image", "video")}
 
     def __init__(self, file: ConfigFile, folder: Path, tokenizer: Tokenizer | None) -> None:
         self._tokenizer, self._config = tokenizer, Config.read(file)

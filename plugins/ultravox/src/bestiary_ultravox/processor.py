@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
@@ -23,6 +24,8 @@ _HOP = sound.RATE // 100
 
 class Processor:
     """Recordings of any length; a placeholder is a word in a text, and a token where config.json has one for it."""
+
+    placeholders: ClassVar = {"audio": PLACEHOLDER}
 
     def __init__(self, file: ConfigFile, folder: Path, tokenizer: Tokenizer | None) -> None:
         self._tokenizer, self._config = tokenizer, Config.read(file)
