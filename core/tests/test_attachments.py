@@ -74,10 +74,10 @@ def test_a_recording_is_samples_and_their_rate() -> None:
         assert (len(found.audio(8000).samples), len(found.audio(16000).samples)) == (800, 1600)
 
 
-def test_a_list_of_samples_is_one_recording_though_without_a_rate_nobody_can_hear_it() -> None:
-    (found,) = items("audio", [0.0, 0.5, -0.5])
-    with pytest.raises(RequestError, match="the audio"):
-        found.audio(8000)
+def test_samples_alone_are_one_recording_at_the_models_rate() -> None:
+    for source in (SAMPLES.tolist(), SAMPLES, [SAMPLES]):
+        (found,) = items("audio", source)
+        assert len(found.audio(16000).samples) == len(SAMPLES)
     assert len(items("audio", [(SAMPLES, 8000), (SAMPLES, 8000)])) == 2
 
 

@@ -62,13 +62,16 @@ def load_audio(
     """One recording at `rate` samples a second.
 
     `source` is (array, rate) with an array [T] or [T, channels] of floats or of integers in their full range, the
-    bytes of a file, a path, or an address (see `Sources`). Channels are averaged, then resampled by soxr at its high
+    bytes of a file, a path, or an address (see `Sources`). An array or a list alone is taken to have the model's rate,
+    as in vLLM. Channels are averaged, then resampled by soxr at its high
     quality, as `transformers.audio_utils.load_audio` does it. Raises RequestError, and CapabilityMissing without
     soundfile or soxr.
     """
     with extra("audio"):
         import numpy as np
         import soxr
+    if isinstance(source, list) or hasattr(source, "__array_interface__"):
+        source = (source, rate)
     if isinstance(source, tuple):
         mono, given = _from_array(source, limits)
     else:
