@@ -163,9 +163,11 @@ class ConfigFile:
         return ConfigFile(self._typed(name, value, dict, False), self.path, f"{self._prefix}{name}.")
 
     def filled(self, defaults: Mapping[str, Any]) -> "ConfigFile":
-        """This object with what it leaves out: some configurations hold only what differs from their class's own."""
-        known = {key: value for key, value in self.values.items() if value is not None}
-        return ConfigFile({**defaults, **known}, self.path, self._prefix)
+        """This object with keys that it leaves out; a null is left as it is, since that may be what differs.
+
+        Some configurations hold only what differs from their class's own.
+        """
+        return ConfigFile({**defaults, **self.values}, self.path, self._prefix)
 
     def token_ids(self, key: Key) -> tuple[int, ...]:
         """A key that holds one token id or a list of them; none where it is absent."""

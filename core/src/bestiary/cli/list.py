@@ -89,14 +89,14 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_to_terminal(rows: Sequence[Sequence[str]]) -> None:
-    """A table that folds the two names where the terminal is narrow, and every cell where it is narrower still."""
+    """A table that folds names and modalities where the terminal is narrow, and all cells in a narrower one."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     console, table = Console(), Table(box=None, padding=(0, 2, 0, 0))
     for number, title in enumerate(_TITLES):
-        table.add_column(title, overflow="fold", no_wrap=number > 1 and console.width >= 60)
+        table.add_column(title, overflow="fold", no_wrap=number not in (0, 1, 3) and console.width >= 60)
     for row in rows:
         table.add_row(*map(Text, row))  # not as they are: rich would read markup in them
     console.print(table)

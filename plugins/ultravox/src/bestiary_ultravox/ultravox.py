@@ -80,7 +80,8 @@ def _part(file: ConfigFile, key: str, model: str | None) -> ConfigFile:
     """What a part's own section says, and beyond that the config.json of the model that it is."""
     if model is None:
         return file.section(key)
-    return file.filled({key: {}}).section(key).filled(ConfigFile.load(hub.locate(model)).values)
+    known = ConfigFile.load(hub.locate(model))
+    return file.section(key).filled(known.values) if key in file else known
 
 
 class Projector(Block):
