@@ -26,6 +26,9 @@ __all__ = ["DIFFERENCE", "TOLERANCE"]
 TOLERANCE = 1e-4
 #: What switching a feature off must change at least.
 DIFFERENCE = 1e-2
+#: In bfloat16: how far log-probabilities may be from the reference's on average, and vectors; and how often the
+#: likeliest token is the same. Tiny random models are less certain of themselves than any that was trained.
+_ROUNDED, _ROUNDED_VECTORS, _ROUNDED_AGREEMENT = 0.2, 0.05, 0.75
 
 
 # ---- L0: the declaration --------------------------------------------------------------------------------------------
@@ -197,6 +200,23 @@ def _mutations(fixture: Fixture) -> None:
         except BestiaryError:
             continue  # refused: that is a difference too
         require(found > DIFFERENCE, f"{feature} changes nothing: without it the answer is {found:.2g} off")
+
+
+@check("L2")
+def _bfloat16(fixture: Fixture) -> None:
+    """In bfloat16 the answer stays near the reference's in float32: nothing is rounded that must not be."""
+    sample = fixture.samples[0]
+    (answer,) = fixture.answers(fixture.engine(dtype="bfloat16"), [sample], logprobs=True)
+    if fixture.pools:
+        off = float((answer.vectors - fixture.oracle.vectors(sample)).abs().mean())
+        require(off <= _ROUNDED_VECTORS, f"vectors are {off:.2g} off on average")
+        return
+    judged = fixture.oracle.judge(sample, answer.tokens)
+    own = torch.cat((answer.prompt_logprobs, answer.logprobs))
+    off = float((own - judged).abs().mean())
+    agreement = float((own.argmax(-1) == judged.argmax(-1)).float().mean())
+    require(off <= _ROUNDED, f"log-probabilities are {off:.2g} off on average")
+    require(agreement >= _ROUNDED_AGREEMENT, f"the likeliest token is the reference's at {agreement:.0%} of the places")
 
 
 @check("L2")
