@@ -69,6 +69,7 @@ class Day:
             max_model_len=longest,
             fault=self.fault,
             groups=self._groups(block_size, longest, config.max_num_batched_tokens),
+            depth=chance.choice((1, 1, 1, 2, 3)),
         )
         self.end_ids = chance.sample(range(self.executor.vocabulary), chance.randint(0, 2))
         self.engine = Engine(config, self.executor, None, self.end_ids)

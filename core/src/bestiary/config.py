@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from bestiary.errors import CapabilityMissing, SettingError
+from bestiary.errors import SettingError
 from bestiary.installed import preferences
 
 __all__ = ["ENGINE_CAPABILITIES", "EngineConfig", "cache_home"]
 
-#: What this engine offers of all that a plugin can declare: "lora", "pipeline", "tensor". It runs on one device.
-ENGINE_CAPABILITIES: frozenset[str] = frozenset()
+#: What this engine offers of all that a plugin can declare: "lora", "pipeline", "tensor".
+ENGINE_CAPABILITIES: frozenset[str] = frozenset({"pipeline", "tensor"})
 DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
 
 
@@ -90,6 +90,8 @@ class EngineConfig:
             "block_size",
             "max_model_len",
             "num_gpu_blocks_override",
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SettingError(f"{name}={value}: it must be at least 1")
@@ -117,11 +119,6 @@ class EngineConfig:
             raise SettingError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.generation_config not in ("auto", "none"):
             raise SettingError(f"generation_config={self.generation_config!r}: choose 'auto' or 'none'")
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-            if (value := getattr(self, name)) != 1:
-                raise CapabilityMissing(
-                    f"{name}={value}: this version of Bestiary runs a model on one device; leave it at 1"
-                )
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:

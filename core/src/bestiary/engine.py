@@ -1,25 +1,27 @@
 """Requests in, results out: owns scheduler, executor and output. Knows no model and no tensor."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bestiary import executor as executors
 from bestiary import hub, model, registry
 from bestiary.architecture import Architecture
 from bestiary.cache import BlockTable, PagedCache
 from bestiary.cache.tables import root_key
 from bestiary.checkpoint import ConfigFile, generation
 from bestiary.config import EngineConfig
-from bestiary.errors import EngineError, RequestError
-from bestiary.executor import Executor, InlineExecutor
+from bestiary.errors import EngineError, RequestError, WorkerDied
+from bestiary.executor import Executor
 from bestiary.inputs import NOTHING, Inputs
 from bestiary.media import Admission
 from bestiary.output import FinishReason, Logprob, OutputText, RequestOutput
 from bestiary.prompts import TEXT_ALONE, Processor
 from bestiary.request import Answer, Request, seen_from_the_start
-from bestiary.runner import Runner, StepResult, StepRow
+from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Row, TopLogprobs
 from bestiary.scheduler import Scheduled, Scheduler
@@ -36,6 +38,10 @@ __all__ = ["Engine"]
 _NO_PARAMS = SamplingParams(detokenize=False)
 
 
+#: A step that is back: what was asked, and what came of each row.
+_Landed = tuple[list[Scheduled], list[StepResult | Exception]]
+
+
 class Engine:
     """Serves requests step by step. Nothing here blocks or starts a thread: the caller drives `step`."""
 
@@ -46,7 +52,8 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         end_ids: Iterable[int] = (),
     ) -> None:
-        self.config, self.executor, self.tokenizer = config, executor, tokenizer
+        self.config, self.tokenizer = config, tokenizer
+        self._restart: Callable[[], Executor] | None = None
         #: What the model's plugin declares, where the engine was loaded from a folder.
         self.architecture: Architecture | None = None
         #: The plugin's own way from a prompt to tokens and inputs, where it has one.
@@ -54,30 +61,51 @@ class Engine:
         #: What prompts may bring beside text.
         self.admission = TEXT_ALONE
         self._end_ids = [end for end in end_ids if 0 <= end < executor.vocabulary]  # a config may name others
+        self._requests: dict[str, Request] = {}
+        self._answers: dict[Tokens, Answer] = {}
+        self._seeds = random.Random(config.seed)
+        #: Why nothing runs any more, until `restart`.
+        self.failure: WorkerDied | None = None
+        #: Steps on their way, with what went wrong when they were sent; and steps that are back and wait.
+        self._flights: deque[tuple[list[Scheduled], Exception | None]] = deque()
+        self._landed: deque[_Landed] = deque()
+        self._serve_with(executor)
+
+    def _serve_with(self, executor: Executor) -> None:
+        """From here on steps run there, over a cache that is empty."""
+        config = self.config
         cache = PagedCache(executor.groups, executor.block_size, share_prefixes=config.enable_prefix_caching)
         holds = cache.longest(config.max_num_batched_tokens, executor.max_model_len)
         if executor.max_model_len > holds:
             raise EngineError(
                 f"the executor promises contexts of {executor.max_model_len} tokens, its cache holds {holds}"
             )
+        self.executor = executor
         self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens)
-        self._requests: dict[str, Request] = {}
-        self._answers: dict[Tokens, Answer] = {}
-        self._seeds = random.Random(config.seed)
 
     @classmethod
-    def load(cls, config: EngineConfig, folder: Path) -> "Engine":
-        """Find the plugin and the tokenizer of the model in `folder`, load it and be ready."""
+    def load(
+        cls,
+        config: EngineConfig,
+        folder: Path,
+        start: Callable[[EngineConfig, Architecture, Path], Executor] = executors.start,
+    ) -> "Engine":
+        """Find the plugin and the tokenizer of the model in `folder`, load it and be ready.
+
+        `start` makes the executor, where it is not the one that the settings ask for.
+        """
         file = ConfigFile.load(folder)
         architecture = registry.resolve(file.architectures, prefer=config.plugin)
         texts = folder if config.tokenizer is None else hub.locate(config.tokenizer)
         tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(texts)
         # generation_config.json knows what ends an answer better than config.json, which is often the base model's.
         ends = generation(folder).get("eos_token_id") or file.token_ids("eos_token_id")
-        runner = Runner(config, architecture, folder)
-        engine = cls(config, InlineExecutor(runner), tokenizer, ends)
+        _require(architecture, config)
+        executor = start(config, architecture, folder)
+        engine = cls(config, executor, tokenizer, ends)
+        engine._restart = partial(start, config, architecture, folder)
         engine.architecture = architecture
-        engine.admission = Admission.of(architecture, config, runner.width)
+        engine.admission = Admission.of(architecture, config, executor.width)
         if architecture.processor is not None:
             engine.processor = model.processor(architecture)(file, folder, tokenizer)
         return engine
@@ -91,6 +119,8 @@ class Engine:
 
         Without `params` it is one for vectors, of a model that pools.
         """
+        if self.failure is not None:
+            raise EngineError(f"the model does not run any more ({self.failure})")
         if (params is None) != (self.executor.pools is not None):
             gives = "vectors: use embed, reward or classify" if params else "tokens: use generate or chat"
             raise RequestError(f"{self.config.model} gives {gives}")
@@ -205,16 +235,21 @@ class Engine:
             answer.finish_reason, answer.stop_reason = "error", f"{type(failure).__name__}: {failure}"
 
     def step(self) -> list[RequestOutput]:
-        """Run one step and return the requests that it moved on."""
-        plan = self.scheduler.schedule()
-        if not plan:
+        """Run one step and return the requests that it moved on.
+
+        Where the model is a pipeline, as many steps are on their way as it has stages, and the oldest is waited for.
+        """
+        self._depart()
+        if not self._landed and not self._flights:
             return []
-        results = self._execute(plan)
-        self.scheduler.commit(
-            [entry for entry, result in zip(plan, results, strict=True) if not isinstance(result, Exception)]
-        )
+        plan, results = self._landed.popleft() if self._landed else self._collect()
+        if isinstance(results[0], WorkerDied):
+            return self._die(results[0])
+        current = self.scheduler.land(plan)
+        found = [(entry, result) for entry, result, ok in zip(plan, results, current, strict=True) if ok]
+        self.scheduler.commit([entry for entry, result in found if not isinstance(result, Exception)])
         touched: dict[str, Request] = {}
-        for entry, result in zip(plan, results, strict=True):
+        for entry, result in found:
             answer, samples = self._answers[entry.sequence], entry.samples
             try:
                 if isinstance(result, Exception):
@@ -232,19 +267,72 @@ class Engine:
                 outputs.append(request.output())
         return outputs
 
-    def _execute(self, plan: list[Scheduled]) -> list[StepResult | Exception]:
-        """Run a step; where it fails, run each row alone, so that only the culprit's request ends."""
-        rows = [self._row(entry) for entry in plan]
-        try:
-            return list(self.executor.execute(rows))
-        except Exception as failure:
-            if len(rows) == 1:
-                return [failure]
-            return [self._execute_alone(row) for row in rows]
+    def _die(self, failure: WorkerDied) -> list[RequestOutput]:
+        """End everything with the reason; what the cache held is lost."""
+        self.failure = failure
+        self._flights.clear()
+        self._landed.clear()
+        for answer in list(self._answers.values()):
+            self._finish(answer, "error", f"{type(failure).__name__}: {failure}")
+        return [self._retire(request) for request in list(self._requests.values())]
 
-    def _execute_alone(self, row: StepRow) -> StepResult | Exception:
+    def restart(self) -> None:
+        """Load the model anew and serve on. Requests that are under way end as if they were aborted."""
+        if self._restart is None:
+            raise EngineError("this engine was not loaded from a folder: make a new one")
+        self.abort(list(self._requests))
+        self._flights.clear()
+        self._landed.clear()
+        self.executor.close()
+        self._serve_with(self._restart())
+        self.failure = None
+
+    def _depart(self) -> None:
+        """Send steps off as long as there are any, and places for them; each gets its share of the sequences."""
+        depth = self.executor.depth
+        while len(self._flights) + len(self._landed) < depth:
+            most = None if depth == 1 else max(1, -(-min(len(self.scheduler), self.config.max_num_seqs) // depth))
+            plan = self.scheduler.schedule(most)
+            if not plan:
+                break
+            self.scheduler.depart(plan)
+            failure: Exception | None = None
+            try:
+                self.executor.submit([self._row(entry) for entry in plan])
+            except Exception as error:
+                failure = error
+            self._flights.append((plan, failure))
+
+    def _collect(self) -> _Landed:
+        """Wait for the oldest step; where it failed, run each row alone, so that only the culprit's request ends."""
+        first = self._land()
+        if not _can_be_retried(*first):
+            return first
+        # A row runs alone when nothing else is on its way.
+        others = [self._land() for _ in range(len(self._flights))]
+        first, *others = [
+            (plan, [self._execute_alone(entry) for entry in plan])
+            if _can_be_retried(plan, results)
+            else (plan, results)
+            for plan, results in (first, *others)
+        ]
+        self._landed.extend(others)
+        return first
+
+    def _land(self) -> _Landed:
+        plan, failed = self._flights.popleft()
+        if failed is not None:
+            return plan, [failed] * len(plan)
         try:
-            return self.executor.execute([row])[0]
+            return plan, list(self.executor.collect())
+        except Exception as failure:
+            return plan, [failure] * len(plan)
+
+    def _execute_alone(self, entry: Scheduled) -> StepResult | Exception:
+        if entry.sequence.flight is not entry:
+            return EngineError("given up meanwhile")
+        try:
+            return self.executor.execute([self._row(entry)])[0]
         except Exception as failure:
             return failure
 
@@ -342,3 +430,14 @@ class Engine:
         """End everything and let the model go."""
         self.abort(list(self._requests))
         self.executor.close()
+
+
+def _can_be_retried(plan: list[Scheduled], results: list[StepResult | Exception]) -> bool:
+    """A step of several rows failed as a whole, and the model is still there."""
+    failure = results[0]
+    return len(plan) > 1 and isinstance(failure, Exception) and not isinstance(failure, WorkerDied)
+
+
+def _require(architecture: Architecture, config: EngineConfig) -> None:
+    """Raise CapabilityMissing where the settings ask for what the plugin does not declare."""
+    registry.require(architecture, tensor=config.tensor_parallel_size > 1, pipeline=config.pipeline_parallel_size > 1)

@@ -16,6 +16,7 @@ BestiaryError
 ├── RequestError (a ValueError)    a request that cannot be served; the engine serves on
 ├── SettingError (a ValueError)    an engine setting out of its range, or that does not fit the machine
 └── EngineError                    the engine itself failed; the requests in flight carry this
+    └── WorkerDied                 a process that runs a part of the model is gone; the engine can be restarted
 """
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "SettingError",
     "TensorMismatch",
     "UnknownArchitecture",
+    "WorkerDied",
 ]
 
 
@@ -100,3 +102,7 @@ class SettingError(BestiaryError, ValueError):
 
 class EngineError(BestiaryError):
     """The engine failed while it worked on a request."""
+
+
+class WorkerDied(EngineError):
+    """A process that runs a part of the model died or hangs: nothing runs until the engine is restarted."""

@@ -1,9 +1,9 @@
-"""From a description to a model that runs: describe, keep this stage, allocate, fill, pack. Knows no architecture.
+"""From a description to a model that runs: describe, keep this stage, cut, allocate, fill, pack. Knows no architecture.
 
 Every pass is one function over the tree, and `build` is their fixed order. None of them is called by a plugin.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from math import prod
@@ -121,9 +121,11 @@ def build(
     mesh: Mesh | None = None,
 ) -> Decoder:
     """Make a described tree run on this rank, for contexts of up to `length` tokens."""
-    _stage(model, mesh or Mesh())
+    mesh, groups = mesh or Mesh(), kinds(keeps(model))
+    _stage(model, mesh)
+    _cut(model, mesh)
     _allocate(model, dtype, device)
-    _number_caches(model)
+    _number_caches(model, groups)
     _lay_out_positions(model, length, device)
     fill(dict(_leaves(model)), names, checkpoint, elsewhere=lambda path: _is_elsewhere(path, model))
     _pack(model)
@@ -193,8 +195,15 @@ def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
         leaf.allocate(dtype, device)
 
 
-def _number_caches(model: Decoder) -> None:
-    groups = kinds(keeps(model))
+def _cut(model: Decoder, mesh: Mesh) -> None:
+    """Leave this shard what is its own of every matrix."""
+    if mesh.shards > 1:
+        for block in model.modules():
+            if isinstance(block, Block):
+                block.cut(mesh)
+
+
+def _number_caches(model: Decoder, groups: Sequence[Kind]) -> None:
     for slot, mixer in enumerate(_mixers(model)):
         mixer.slot, mixer.group = slot, groups.index(mixer.keeps.kind)
 
@@ -204,7 +213,8 @@ def _lay_out_positions(model: Decoder, length: int, device: torch.device) -> Non
     tables: dict[Rope, Tensor] = {}
     for mixer in _mixers(model):
         if mixer.alibi is not None:
-            mixer.slopes = mixer.alibi.slopes().to(device)
+            slopes = mixer.alibi.slopes().to(device)
+            mixer.slopes = slopes if mixer.own_heads is None else slopes[list(mixer.own_heads)]
         if mixer.rope is not None:
             if mixer.rope not in tables:
                 tables[mixer.rope] = mixer.rope.table(length).to(device)

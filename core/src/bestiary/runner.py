@@ -1,7 +1,7 @@
 """One rank: the rows of a step in, the chosen tokens out. Knows tensors and slots, not requests or text."""
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -13,12 +13,13 @@ from bestiary import hub, model
 from bestiary.architecture import Architecture
 from bestiary.batch import Batch, Crossing, Pages, Slots, Vectors
 from bestiary.blocks import Pooler
-from bestiary.cache import store
+from bestiary.cache import CacheGroup, store
 from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
 from bestiary.encoding import Encoding
 from bestiary.errors import SettingError
 from bestiary.inputs import NOTHING, Inputs, Item, Look
+from bestiary.parallel import Mesh
 from bestiary.replay import Replays
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs, sample, top_logprobs
 
@@ -60,14 +61,28 @@ class StepResult:
     vectors: Tensor | None = None
 
 
-class Runner:
-    """A model, its cache and the device that they live on."""
+#: What ranks settle on together: each has its own idea of how many blocks it has room for.
+Agree = Callable[[tuple[CacheGroup, ...]], tuple[CacheGroup, ...]]
 
-    def __init__(self, config: EngineConfig, architecture: Architecture, folder: Path) -> None:
+
+class Runner:
+    """A model, or this rank's part of it, its cache and the device that they live on."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        architecture: Architecture,
+        folder: Path,
+        mesh: Mesh | None = None,
+        agree: Agree = tuple,
+    ) -> None:
+        self._mesh = mesh or Mesh()
         file = ConfigFile.load(folder)
         self.device = choose_device(config.device)
         dtype = model.choose_dtype(config.dtype, file)
+        self._dtype = dtype
         tree, names, others = model.describe(architecture, file)
+        kinds = model.kinds(model.keeps(tree))
         self.vocabulary, self.width = tree.embed.vocabulary, tree.embed.width
         self.pools = tree.head.tokens if isinstance(tree.head, Pooler) else None
         self.block_size = config.block_size
@@ -77,38 +92,66 @@ class Runner:
         with Checkpoint.open(folder) as checkpoint:
             for other in others:
                 checkpoint.adopt(Checkpoint.open(hub.locate(other.model)), other.prefix, other.within)
-            self._model = model.build(tree, names, checkpoint, dtype=dtype, device=self.device, length=longest)
+            self._model = model.build(
+                tree, names, checkpoint, dtype=dtype, device=self.device, length=longest, mesh=self._mesh
+            )
         kept = model.keeps(self._model)
-        kinds = model.kinds(kept)
-        self.groups = store.groups(config, kept, kinds, dtype, longest, self.device)
+        self.groups = agree(store.groups(config, kept, kinds, dtype, longest, self.device))
         self.max_model_len = store.fit_length(config, tree.context, self.groups)
         self._caches = store.allocate(kept, kinds, self.groups, self.block_size, dtype, self.device)
         self.most_crossed = max((group.crossed or 0 for group in self.groups), default=0)
-        self.encoding = Encoding(self._model.encoder, _ENCODED, dtype, self.device)
+        encoder = self._model.encoder if self._mesh.is_first else None
+        self.encoding = Encoding(encoder, _ENCODED, dtype, self.device)
         self._replays: Replays | None = None
-        if self.device.type == "cpu" and kinds == Replays.KINDS:
+        if self.device.type == "cpu" and kinds == Replays.KINDS and self._mesh.is_alone:
             self._replays = Replays(self._model, self._caches, self.block_size, self.max_model_len)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
-        """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time."""
+        """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time.
+
+        Of several ranks one has results, and the others none.
+        """
         with torch.inference_mode():
             if self._replays is not None and _is_decode(rows):
                 logits = self._replays.logits(rows)
                 if logits is not None:
                     return _choose(logits.float(), rows, [1] * len(rows))
-            wanted = [_output_rows(row) for row in rows]
-            hidden_RD = self._model(self._batch(rows, wanted))
-            if hidden_RD.shape[0] == 0:
-                return [StepResult() for _ in rows]
-            logits_RV = self._model.logits(hidden_RD).float()
-            return _choose(logits_RV, rows, [len(w) for w in wanted])
+            try:
+                return self._step(rows)
+            except Exception:
+                self._mesh.send_failure()
+                raise
+
+    def _step(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        # First of all what the stage before sends, or the next step would find it.
+        stream_TD, crossed_ND = (None, self._crossed(rows)) if self._mesh.is_first else self._received(rows)
+        wanted = [_output_rows(row) for row in rows]
+        hidden_RD = self._model(self._batch(rows, wanted, crossed_ND), stream_TD)
+        if not self._mesh.is_last:
+            self._mesh.send(hidden_RD, *(() if crossed_ND is None else (crossed_ND,)))
+            return []
+        if hidden_RD.shape[0] == 0:
+            return [StepResult() for _ in rows]
+        logits_RV = self._model.logits(hidden_RD)
+        return _choose(logits_RV.float(), rows, [len(w) for w in wanted]) if self._mesh.answers else []
+
+    def _received(self, rows: Sequence[StepRow]) -> tuple[Tensor, Tensor | None]:
+        """The stream of the stage before, and vectors that sequences begin to look at."""
+        tokens = sum(len(row.tokens) for row in rows)
+        vectors = sum(row.inputs.num_crossed for row in rows if not row.is_crossed)
+        stream_TD, crossed_ND = (
+            torch.empty(n, self.width, dtype=self._dtype, device=self.device) for n in (tokens, vectors)
+        )
+        found = (stream_TD, crossed_ND) if vectors else (stream_TD,)
+        self._mesh.receive(*found)
+        return stream_TD, crossed_ND if vectors else None
 
     def encode(self, item: Item) -> Tensor:
         """[vectors, width] of what a prompt brings."""
         with torch.inference_mode():
             return self.encoding(item)
 
-    def _batch(self, rows: Sequence[StepRow], wanted: Sequence[range]) -> Batch:
+    def _batch(self, rows: Sequence[StepRow], wanted: Sequence[range], crossed_ND: Tensor | None) -> Batch:
         """The step as tensors."""
         counts = [len(row.tokens) for row in rows]
         starts = [0, *accumulate(counts)]
@@ -132,8 +175,8 @@ class Runner:
             states={g: self._states(g, rows) for g, group in numbered if group.fixed is not None},
             output_rows=None if every else self._move(torch.tensor(outputs, dtype=torch.int64)),
             caches=self._caches,
-            crossings={g: self._crossing(g, rows) for g, group in numbered if group.crossed is not None},
-            vectors=self._vectors(rows, starts),
+            crossings={g: self._crossing(g, rows, crossed_ND) for g, group in numbered if group.crossed is not None},
+            vectors=self._vectors(rows, starts) if self._mesh.is_first else None,
             prefixes=self._prefixes(rows),
             axes=self._axes(rows),
         )
@@ -150,18 +193,22 @@ class Runner:
                     values.append(self.encoding(span.item)[which.start : which.stop])
         return Vectors(self._move(torch.tensor(places)), torch.cat(values)) if places else None
 
-    def _crossing(self, group: int, rows: Sequence[StepRow]) -> Crossing:
+    def _crossed(self, rows: Sequence[StepRow]) -> Tensor | None:
+        """[N, width] what sequences begin to look at."""
+        new = [item for row in rows if not row.is_crossed for item in row.inputs.crossed]
+        return torch.cat([self.encoding(item) for item in new]) if new else None
+
+    def _crossing(self, group: int, rows: Sequence[StepRow], crossed_ND: Tensor | None) -> Crossing:
         """What each sequence looks at beside its tokens, and what of it is new."""
-        size, values, slots = self.block_size, list[Tensor](), array("q")
+        size, slots = self.block_size, array("q")
         for row in rows:
             if row.inputs.crossed and not row.is_crossed:
-                values.extend(self.encoding(item) for item in row.inputs.crossed)
                 slots.extend(row.blocks[group][i // size] * size + i % size for i in range(row.inputs.num_crossed))
         return Crossing(
             blocks=self._move(_table(rows, group)),
             lens=self._move(torch.tensor([row.inputs.num_crossed for row in rows], dtype=torch.int32)),
-            vectors=torch.cat(values) if values else None,
-            slots=self._move(torch.frombuffer(slots, dtype=torch.int64)) if values else None,
+            vectors=crossed_ND,
+            slots=None if crossed_ND is None else self._move(torch.frombuffer(slots, dtype=torch.int64)),
             **{name: self._move(tensor) for name, tensor in _looks(rows).items()},
         )
 

@@ -27,6 +27,8 @@ class Sequence:
     #: What it looks at beside its tokens is in the cache.
     has_crossed: bool = False
     num_preemptions: int = 0
+    #: The step of it that is on its way; whatever else comes back is of no use any more.
+    flight: "Scheduled | None" = None
 
     def __post_init__(self) -> None:
         self.num_prompt = self.num_prompt or len(self.tokens)
@@ -87,19 +89,39 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, finished or aborted, at any moment between two steps."""
+        """Forget a sequence, finished or aborted, at any moment: a step that is on its way comes before any later one
+        that writes to the same blocks.
+        """
+        sequence.flight = None
         self.cache.release(sequence.table)
         if sequence in self.running:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
 
-    def schedule(self) -> list[Scheduled]:
-        """The next step, with blocks reserved for it. Empty only when nothing waits or runs, or no block can be had."""
-        plan, preempted = self._continue_running()
+    def schedule(self, most: int | None = None) -> list[Scheduled]:
+        """The next step, of at most so many sequences, with blocks reserved for it.
+
+        Empty only when nothing waits or runs, no block can be had, or all that runs is on its way.
+        """
+        most = self.max_num_seqs if most is None else most
+        plan, preempted = self._continue_running(most)
         if not preempted:
-            plan += self._admit(self.max_num_batched_tokens - sum(s.count for s in plan))
+            plan += self._admit(self.max_num_batched_tokens - sum(s.count for s in plan), most - len(plan))
         return plan
+
+    def depart(self, plan: list[Scheduled]) -> None:
+        """The step is on its way: until it lands, its sequences are left alone."""
+        for entry in plan:
+            entry.sequence.flight = entry
+
+    def land(self, plan: list[Scheduled]) -> list[bool]:
+        """The step is back. Which of its sequences are still as they were when it left: not given up, not preempted."""
+        found = [entry.sequence.flight is entry for entry in plan]
+        for entry, is_current in zip(plan, found, strict=True):
+            if is_current:
+                entry.sequence.flight = None
+        return found
 
     def commit(self, plan: list[Scheduled]) -> None:
         """The step ended well: its tokens are in the cache, and full blocks may be found by others."""
@@ -109,16 +131,16 @@ class Scheduler:
             sequence.has_crossed = True
             self.cache.commit(sequence.table, sequence.tokens, sequence.num_computed)
 
-    def _continue_running(self) -> tuple[list[Scheduled], bool]:
+    def _continue_running(self, most: int) -> tuple[list[Scheduled], bool]:
         """Chunks for the running, decodes before prefill so that a long prompt delays nobody's next token."""
         plan: list[Scheduled] = []
         budget = self.max_num_batched_tokens
         num_running = len(self.running)
         for sequence in sorted(self.running, key=lambda s: s.num_pending > 1):
-            if budget == 0:
+            if budget == 0 or len(plan) == most:
                 break
-            if sequence.num_computed == 0 and sequence not in self.running:
-                continue  # it yielded its blocks a moment ago
+            if sequence.flight is not None or (sequence.num_computed == 0 and sequence not in self.running):
+                continue  # on its way, or it yielded its blocks a moment ago
             count = min(sequence.num_pending, budget)
             if count >= sequence.least and self._reserve(sequence, count):
                 plan.append(Scheduled(sequence, sequence.num_computed, count))
@@ -131,6 +153,8 @@ class Scheduler:
         start = sequence.num_computed
         while not self.cache.reserve(sequence.table, start, start + count):
             youngest = self.running[-1]
+            if youngest.flight is not None:
+                return False  # it yields when it is back
             self.preempt(youngest)
             if youngest is sequence:
                 return False
@@ -140,14 +164,15 @@ class Scheduler:
         """Take all blocks of a running sequence back; it waits in front, and its tokens are computed again."""
         self.running.remove(sequence)
         self.cache.release(sequence.table)
+        sequence.flight = None
         sequence.num_computed, sequence.has_crossed = 0, False
         sequence.num_preemptions += 1
         self.waiting.appendleft(sequence)
 
-    def _admit(self, budget: int) -> list[Scheduled]:
+    def _admit(self, budget: int, most: int) -> list[Scheduled]:
         """First chunks of the waiting, as long as budget, seats and blocks last."""
         plan: list[Scheduled] = []
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs:
+        while self.waiting and budget > 0 and len(plan) < most and len(self.running) < self.max_num_seqs:
             sequence = self.waiting[0]
             found = self._found(sequence)
             count = min(len(sequence.tokens) - found, budget)

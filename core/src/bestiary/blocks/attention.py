@@ -10,6 +10,7 @@ from bestiary.blocks.kept import PagedKV
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.rotary import Rope
+from bestiary.parallel import Mesh, scaled
 
 __all__ = ["Attention"]
 
@@ -44,6 +45,15 @@ class Attention(Mixer):
         parts = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         self.qkv = Linear(width, parts, "column", unit=head_dim, bias=bias)
         self.out = Linear(heads * head_dim, width, "row", bias=out_bias)
+
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the query heads, and the heads of keys and values that they share."""
+        own, shared = mesh.heads(self.heads, self.kv_heads)
+        size = self.head_dim
+        self.qkv.keep_rows(q=scaled(own, size), k=scaled(shared, size), v=scaled(shared, size))
+        self.out.keep_addends(scaled(own, size), mesh)
+        self.heads, self.kv_heads, self.own_heads = len(own), len(shared), own
+        self.keeps = PagedKV(len(shared), size, size, self.window)
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]; this step's keys and values stay in the cache."""

@@ -8,6 +8,7 @@ from bestiary.blocks.kept import Crossed
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.norm import RMSNorm
+from bestiary.parallel import Mesh, scaled
 
 __all__ = ["CrossAttention"]
 
@@ -39,6 +40,16 @@ class CrossAttention(Mixer):
         )
         self.q_norm, self.k_norm = (None if qk_eps is None else RMSNorm(head_dim, qk_eps) for _ in range(2))
         self.out = Linear(heads * head_dim, width, "row", bias=bias)
+
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the query heads, and the heads of keys and values that they share."""
+        own, shared = mesh.heads(self.heads, self.kv_heads)
+        size = self.head_dim
+        self.q.keep_rows(out=scaled(own, size))
+        self.kv.keep_rows(k=scaled(shared, size), v=scaled(shared, size))
+        self.out.keep_addends(scaled(own, size), mesh)
+        self.heads, self.kv_heads = len(own), len(shared)
+        self.keeps = Crossed(len(shared), size, self.keeps.kind.crossed or 0)
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]; keys and values of vectors that are new stay in the cache."""

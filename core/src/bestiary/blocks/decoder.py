@@ -11,6 +11,7 @@ from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Embedding, Linear
 from bestiary.blocks.norm import Norm
 from bestiary.blocks.pooling import Pooler
+from bestiary.parallel import Mesh
 
 __all__ = ["Decoder", "Encoder", "Head", "Layers"]
 
@@ -56,6 +57,19 @@ class Head(Linear):
     ) -> None:
         super().__init__(width, vocabulary, "column", bias=bias)
         self.tied, self.softcap, self.unwritten = tied, softcap, unwritten
+        self.vocabulary = vocabulary
+
+    def keep_tokens(self, mesh: Mesh) -> None:
+        """This shard makes the logits of some of the tokens; the first one puts all shards' together."""
+        shares = mesh.shares(self.vocabulary)
+        self.keep_rows(out=shares[mesh.shard])
+
+        def whole(logits_RV: Tensor) -> Tensor:
+            return torch.cat(
+                mesh.link.gather(logits_RV, [(len(logits_RV), len(share)) for share in shares]) or [logits_RV], 1
+            )
+
+        self.add = whole
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """No weight when tied."""
@@ -99,6 +113,13 @@ class Decoder(Block):
         self.context = context
         self.is_first = self.is_last = True
         self.stack: tuple[nn.Module, ...] = ()
+
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the vocabulary, on both ends."""
+        if hasattr(self, "embed"):
+            self.embed.keep_tokens(mesh)
+        if self.is_last and isinstance(self.head, Head):
+            self.head.keep_tokens(mesh)
 
     def settle(self) -> None:
         """Freeze the stack into a tuple."""

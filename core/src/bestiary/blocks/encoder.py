@@ -17,6 +17,7 @@ from bestiary.blocks.linear import Linear
 from bestiary.blocks.norm import Norm
 from bestiary.checkpoint import Place
 from bestiary.errors import TensorMismatch
+from bestiary.parallel import Mesh, scaled
 
 __all__ = ["Convolution1d", "EncoderAttention", "EncoderLayer", "Items", "Learned", "PatchEmbedding", "patches"]
 
@@ -72,6 +73,15 @@ class EncoderAttention(Block):
         inner = heads * self.head_dim
         self.qkv = _Projections(width, {"q": inner, "k": inner, "v": inner}, self.head_dim, biases)
         self.out = Linear(inner, width, "row", bias=out_bias)
+
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the heads, where they can be shared out evenly; else all of them on every shard."""
+        if self.heads % mesh.shards == 0:
+            own = mesh.share(self.heads)
+            rows = scaled(own, self.head_dim)
+            self.qkv.keep_rows(q=rows, k=rows, v=rows)
+            self.out.keep_addends(rows, mesh)
+            self.heads = len(own)
 
     def forward(self, x_TD: Tensor, items: Items) -> Tensor:
         """[T, width] to [T, width]."""

@@ -11,6 +11,7 @@ from bestiary.blocks.linear import Linear
 from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.norm import RMSNorm
 from bestiary.blocks.rotary import Rope
+from bestiary.parallel import Mesh, scaled
 
 __all__ = ["LatentAttention"]
 
@@ -58,7 +59,7 @@ class LatentAttention(Mixer):
     ) -> None:
         super().__init__()
         self.heads, self.kv_rank, self.plain_dim, self.scale = heads, kv_rank, plain_dim, scale
-        self.rope, self.rope_dim = rope, rope.dim
+        self.rope, self.rope_dim, self.v_dim = rope, rope.dim, v_dim
         self.keeps = Latent(kv_rank + rope.dim)
         head_dim = plain_dim + rope.dim
         self.q_down = None if q_rank is None else Linear(width, q_rank, "whole", bias=bias)
@@ -68,6 +69,14 @@ class LatentAttention(Mixer):
         self.kv_norm = RMSNorm(kv_rank, eps)
         self.up = _Up(kv_rank, heads, plain_dim, v_dim)
         self.out = Linear(heads * v_dim, width, "row", bias=bias)
+
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the heads; the latent rows, which all heads read, stay whole."""
+        own, _ = mesh.heads(self.heads, self.heads)
+        self.q.keep_rows(out=scaled(own, self.plain_dim + self.rope_dim))
+        self.up.keep_rows(k=scaled(own, self.plain_dim), v=scaled(own, self.v_dim))
+        self.out.keep_addends(scaled(own, self.v_dim), mesh)
+        self.heads = self.up.heads = len(own)
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]; this step's latent rows stay in the cache."""

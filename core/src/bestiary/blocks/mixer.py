@@ -23,3 +23,5 @@ class Mixer(Block):
     #: How far keys are held against them, where they are, and each head's slope.
     alibi: Alibi | None = None
     slopes: Tensor | None = None
+    #: Which of the query heads this shard has; None: all.
+    own_heads: range | None = None

@@ -8,6 +8,7 @@ import bestiary_kernels as kernels
 from bestiary.batch import Batch
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Linear
+from bestiary.parallel import Mesh
 
 __all__ = ["MLP", "Activation", "Gate", "GatedMLP"]
 
@@ -24,6 +25,12 @@ class GatedMLP(Block):
         self.gate_up = Linear(width, {"gate": inner, "up": inner}, "column", bias=bias)
         self.down = Linear(inner, width, "row", bias=bias)
 
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the inner numbers."""
+        inner = mesh.share(self.down.inputs)
+        self.gate_up.keep_rows(gate=inner, up=inner)
+        self.down.keep_addends(inner, mesh)
+
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""
         y_TD: Tensor = self.down(kernels.gated_activation(self.gate_up(x_TD), self.act))
@@ -38,6 +45,12 @@ class MLP(Block):
         self.act = act
         self.up = Linear(width, inner, "column", bias=bias)
         self.down = Linear(inner, width, "row", bias=bias)
+
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the inner numbers."""
+        inner = mesh.share(self.down.inputs)
+        self.up.keep_rows(out=inner)
+        self.down.keep_addends(inner, mesh)
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""

@@ -1,6 +1,6 @@
 """A mixture of experts (Shazeer et al. 2017, arXiv 1701.06538): a router sends each token to a few of many MLPs."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from bestiary.blocks.leaf import Block, Leaf
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.mlp import Gate, GatedMLP
 from bestiary.checkpoint import Place
-from bestiary.errors import TensorMismatch
+from bestiary.parallel import Mesh
 
 __all__ = ["Experts", "MoE", "Routing"]
 
@@ -51,15 +51,6 @@ class Experts(Leaf):
             for part in self.parts:
                 yield part, "weight", index
 
-    def fill(self, part: str | None, suffix: str, tensor: Tensor, index: int | None) -> None:
-        """Copy one part of one expert in."""
-        if suffix != "weight" or index is None or index >= self.stack:
-            raise TensorMismatch(f"the model has weights of {self.stack} experts here")
-        target = self.weight[index, self.rows_of(part if part is not None else next(iter(self.parts)))]
-        if tensor.shape != target.shape:
-            raise TensorMismatch(f"shape {tuple(tensor.shape)}, and the model needs {tuple(target.shape)}")
-        target.copy_(tensor)
-
 
 class MoE(Block):
     """The chosen experts' gated MLPs, weighed and added; perhaps with one that every token goes through.
@@ -85,6 +76,14 @@ class MoE(Block):
         self.down = Experts(experts, inner, {"out": width})
         self.shared = GatedMLP(width, shared, act=act) if shared else None
         self.shared_gate = Linear(width, 1, "whole") if shared_gate else None
+        self.add: Callable[[Tensor], Tensor] | None = None
+
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the inner numbers of every expert."""
+        inner = mesh.share(self.down.inputs)
+        self.gate_up.keep_rows(gate=inner, up=inner)
+        self.down.keep_columns(inner)
+        self.add = mesh.link.all_reduce
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""
@@ -98,6 +97,8 @@ class MoE(Block):
             top_groups=to.top_groups,
         )
         y_TD = kernels.moe(x_TD, self.gate_up.weight, self.down.weight, weights_TK, experts_TK, self.act)
+        if self.add is not None:
+            y_TD = self.add(y_TD)
         if self.shared is None:
             return y_TD
         all_TD: Tensor = self.shared(x_TD, batch)

@@ -11,6 +11,7 @@ from bestiary.blocks.leaf import Leaf
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.norm import RMSNorm
+from bestiary.parallel import Mesh
 
 __all__ = ["Mamba"]
 
@@ -51,6 +52,10 @@ class _Exact(Leaf):
         super().allocate(torch.float32, device)
 
 
+def _kept(channels: int, taps: int, state: int) -> State:
+    return State(shapes=((channels, taps - 1), (channels, state)), exact=(False, True))
+
+
 class Mamba(Mixer):
     """The mixer of Mamba: x and z in, convolve x, scan it with steps, inputs and outputs read off x itself, gate by z.
 
@@ -71,7 +76,7 @@ class Mamba(Mixer):
     ) -> None:
         super().__init__()
         self.sizes = (step_rank, state, state)
-        self.keeps = State(shapes=((inner, taps - 1), (inner, state)), exact=(False, True))
+        self.taps, self.keeps = taps, _kept(inner, taps, state)
         self.into = Linear(width, {"x": inner, "z": inner}, "column", bias=bias)
         self.conv = _Convolution(inner, taps, bias=conv_bias)
         self.select = Linear(inner, sum(self.sizes), "row")
@@ -81,6 +86,16 @@ class Mamba(Mixer):
         self.step_norm, self.input_norm, self.output_norm = (
             None if norm_eps is None else RMSNorm(size, norm_eps) for size in self.sizes
         )
+
+    def cut(self, mesh: Mesh) -> None:
+        """Some of the channels; steps, inputs and outputs are read off all of them."""
+        own = mesh.share(self.out.inputs)
+        self.into.keep_rows(x=own, z=own)
+        for leaf in (self.conv, self.step, self.decay, self.skip):
+            leaf.keep_rows(out=own)
+        self.select.keep_addends(own, mesh)
+        self.out.keep_addends(own, mesh)
+        self.keeps = _kept(len(own), self.taps, self.sizes[1])
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]; the sequences' states move on."""

@@ -8,6 +8,7 @@ context read once; two operations for each weight and token, and for each number
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -79,6 +80,8 @@ class Meter:
         self.vocabulary, self.max_model_len = executor.vocabulary, executor.max_model_len
         self.groups, self.block_size = executor.groups, executor.block_size
         self.pools, self.most_crossed = executor.pools, executor.most_crossed
+        self.depth, self.width = executor.depth, executor.width
+        self._under_way: deque[Sequence[StepRow]] = deque()
         self.steps: list[Step] = []
         self._last = 0.0
 
@@ -87,9 +90,19 @@ class Meter:
         self.steps = []
         self._last = time.perf_counter()
 
+    def submit(self, rows: Sequence[StepRow]) -> None:
+        """Send a step on its way."""
+        self._executor.submit(rows)
+        self._under_way.append(rows)
+
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run a step and note it."""
-        results = self._executor.execute(rows)
+        self.submit(rows)
+        return self.collect()
+
+    def collect(self) -> list[StepResult]:
+        """Wait for a step and note it."""
+        results, rows = self._executor.collect(), self._under_way.popleft()
         now = time.perf_counter()
         self.steps.append(self._step(rows, now - self._last))
         self._last = now

@@ -1,6 +1,22 @@
 """Where the model runs. An executor takes the rows of a step and returns what was chosen; it knows no request."""
 
-from bestiary.executor.inline import InlineExecutor
-from bestiary.executor.protocol import Executor
+from pathlib import Path
 
-__all__ = ["Executor", "InlineExecutor"]
+from bestiary.architecture import Architecture
+from bestiary.config import EngineConfig
+from bestiary.executor.inline import InlineExecutor
+from bestiary.executor.protocol import Executor, Immediate
+
+__all__ = ["Executor", "Immediate", "InlineExecutor", "start"]
+
+
+def start(config: EngineConfig, architecture: Architecture, folder: Path) -> Executor:
+    """The executor that the settings ask for, with the model loaded."""
+    if config.tensor_parallel_size * config.pipeline_parallel_size == 1:
+        from bestiary.runner import Runner
+
+        return InlineExecutor(Runner(config, architecture, folder))
+    from bestiary.executor import process
+    from bestiary.executor.parallel import ParallelExecutor
+
+    return ParallelExecutor(config, architecture, folder, process.start)

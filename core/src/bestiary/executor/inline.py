@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 
 from bestiary.cache import CacheGroup
+from bestiary.executor.protocol import Immediate
 from bestiary.runner import Runner, StepResult, StepRow
 
 __all__ = ["InlineExecutor"]
 
 
-class InlineExecutor:
+class InlineExecutor(Immediate):
     """One rank, called directly."""
 
     def __init__(self, runner: Runner) -> None:
         self.runner: Runner | None = runner
-        self.vocabulary = runner.vocabulary
+        self.vocabulary, self.width = runner.vocabulary, runner.width
         self.groups: Sequence[CacheGroup] = runner.groups
         self.block_size = runner.block_size
         self.max_model_len = runner.max_model_len

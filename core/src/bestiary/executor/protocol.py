@@ -1,12 +1,13 @@
 """The contract of an executor."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from bestiary.cache import CacheGroup
 from bestiary.runner import StepResult, StepRow
 
-__all__ = ["Executor"]
+__all__ = ["Executor", "Immediate"]
 
 
 class Executor(Protocol):
@@ -14,6 +15,8 @@ class Executor(Protocol):
 
     #: Token ids end below this.
     vocabulary: int
+    #: Numbers of a vector that stands in a token's place.
+    width: int
     #: The groups of layers that keep alike, each with its blocks; and tokens of a block.
     groups: Sequence[CacheGroup]
     block_size: int
@@ -23,14 +26,40 @@ class Executor(Protocol):
     most_crossed: int
     #: Of which tokens a model that pools gives vectors; None for one that generates.
     pools: Literal["last", "all"] | None
+    #: How many steps can be on their way at once; they are run in the order in which they were submitted.
+    depth: int
 
-    def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
-        """Run one step; a result for each row, in order.
+    def submit(self, rows: Sequence[StepRow]) -> None:
+        """Send a step on its way."""
+
+    def collect(self) -> list[StepResult]:
+        """The results of the step that was submitted first, one for each of its rows, in order.
 
         Keys and values of the rows' tokens are in the cache afterwards; a state is read from the first block of its
         group and written to the second. So running the same rows again, alone or together, is safe: after a step
-        that raised, the caller may try the rows one by one.
+        that raised, the caller may try the rows one by one. After WorkerDied nothing runs any more.
         """
+
+    def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        """Both in one, while no other step is on its way."""
 
     def close(self) -> None:
         """Let model and cache go. A second call does nothing."""
+
+
+class Immediate:
+    """An executor that runs a step here and now, when it is collected."""
+
+    depth = 1
+
+    def submit(self, rows: Sequence[StepRow]) -> None:
+        """Remember it."""
+        self.__dict__.setdefault("_submitted", deque()).append(rows)
+
+    def collect(self) -> list[StepResult]:
+        """Run it."""
+        return self.execute(self.__dict__["_submitted"].popleft())
+
+    def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        """Run one step."""
+        raise NotImplementedError

@@ -16,7 +16,7 @@ GREEDY_BELOW = 1e-5
 _MAX_INT = 2**31 - 1
 
 
-class SamplingParams(msgspec.Struct, kw_only=True):
+class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
     """How one request's tokens are chosen.
 
     Raises RequestError (a ValueError) for a value out of its range and TypeError for a name that does not exist.

@@ -7,6 +7,7 @@ two sequences, a prefix of somebody else or a token that got lost changes every 
 
 import math
 from array import array
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
 from struct import pack
@@ -47,18 +48,37 @@ class FakeExecutor:
         max_model_len: int | None = None,
         fault: Fault | None = None,
         groups: Sequence[CacheGroup] = (),
+        depth: int = 1,
     ) -> None:
         self.groups = tuple(groups) or (CacheGroup(num_blocks),)
         self.block_size, self.vocabulary = block_size, vocabulary
         self.max_model_len = max_model_len or num_blocks * block_size
         self.fault = fault
         self.pools, self.most_crossed = None, 0
+        self.depth, self.width = depth, 1
+        self._under_way: deque[list[StepResult] | Exception] = deque()
         #: Steps that were asked for, those that failed included.
         self.num_steps = 0
         self._memories = [array("q", [_NEVER_WRITTEN]) * (group.num_blocks * block_size) for group in self.groups]
         self._bytes = [memoryview(memory).cast("B") for memory in self._memories]
         self._states = [[b"never written"] * group.num_blocks for group in self.groups]
         self._is_spoiled = False
+
+    def submit(self, rows: Sequence[StepRow]) -> None:
+        """Run it now, as a first stage would begin to; what comes of it is seen when it is collected."""
+        if len(self._under_way) == self.depth:
+            raise RuntimeError(f"{self.depth} steps are on their way already")
+        try:
+            self._under_way.append(self.execute(rows))
+        except Exception as failure:
+            self._under_way.append(failure)
+
+    def collect(self) -> list[StepResult]:
+        """What came of the step that was submitted first."""
+        found = self._under_way.popleft()
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Write the rows' tokens to the memory, and choose from what the memory then says."""

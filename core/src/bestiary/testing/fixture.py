@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bestiary import executor as executors
+from bestiary import registry
+from bestiary.architecture import Architecture
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.errors import BestiaryError
 from bestiary.prompts import ParsedPrompt, parse_prompts
 from bestiary.sampling.params import SamplingParams
+from bestiary.testing import threads
 from bestiary.testing.cases import Case, Naming
 from bestiary.testing.references import Oracle, write_config
 from bestiary.testing.samples import Sample
@@ -95,6 +99,11 @@ class Fixture:
         )
 
     @property
+    def declared(self) -> Architecture:
+        """What the plugin declares."""
+        return registry.find(self.architecture).load()
+
+    @property
     def pools(self) -> bool:
         """The model answers with vectors."""
         return getattr(self.case.reference, "kind", "decoder") in ("embedding", "reward")
@@ -160,7 +169,9 @@ class Fixture:
         return folder
 
     def engine(self, folder: Path | None = None, **settings: Any) -> Engine:
-        """An engine in float32 over the checkpoint, or over a variant of it. Those over the checkpoint are kept."""
+        """An engine in float32 over the checkpoint, or over a variant of it. Those over the checkpoint are kept,
+        but for one that is spread over ranks, which whoever asks for it closes.
+        """
         if "max_num_batched_tokens" in settings:
             settings["max_num_batched_tokens"] = max(settings["max_num_batched_tokens"], self._uncut)
         key = repr(sorted(settings.items()))
@@ -178,8 +189,9 @@ class Fixture:
                 **settings,
             },
         )
-        engine = Engine.load(config, folder or self.folder)
-        if folder is None:
+        is_spread = config.tensor_parallel_size * config.pipeline_parallel_size > 1
+        engine = Engine.load(config, folder or self.folder, threads.executor if is_spread else executors.start)
+        if folder is None and not is_spread:
             self._engines[key] = engine
         return engine
 

@@ -1,9 +1,12 @@
 """Level L3: what may change no answer, be it company, cut, cache or what was given up before."""
 
+from typing import Any
+
 import torch
 
 from bestiary.architecture import Architecture
 from bestiary.config import ENGINE_CAPABILITIES
+from bestiary.errors import SettingError
 from bestiary.testing.checklist import NotApplicable, NotOffered, check, require
 from bestiary.testing.checks import TOLERANCE
 from bestiary.testing.fixture import Answer, Fixture
@@ -108,16 +111,40 @@ def _reused_slots(fixture: Fixture) -> None:
         same(fixture, fixture.answers(engine, fixture.samples), "one after the other")
 
 
-@check("L3", of_case=False)
-def _pipeline(architecture: Architecture) -> None:
-    """Two stages give the same numbers as one."""
-    _offered(architecture, "pipeline")
+@check("L3")
+def _pipeline(fixture: Fixture) -> None:
+    """Two stages give the answers of one."""
+    _offered(fixture.declared, "pipeline")
+    _spread(fixture, "over two stages", stages=2)
 
 
-@check("L3", of_case=False)
-def _tensor(architecture: Architecture) -> None:
-    """Two ranks that share every matrix give the same numbers as one."""
-    _offered(architecture, "tensor")
+@check("L3")
+def _tensor(fixture: Fixture) -> None:
+    """Ranks that share every matrix give the answers of one."""
+    _offered(fixture.declared, "tensor")
+    _spread(fixture, "over shards", shards=True)
+
+
+@check("L3")
+def _tensor_in_stages(fixture: Fixture) -> None:
+    """Two stages of ranks that share every matrix give the answers of one."""
+    _offered(fixture.declared, "pipeline")
+    _offered(fixture.declared, "tensor")
+    _spread(fixture, "over stages of shards", shards=True, stages=2)
+
+
+def _spread(fixture: Fixture, what: str, *, stages: int = 1, shards: bool = False) -> None:
+    """With blocks and chunks that are not the usual ones, so that cuts fall anywhere."""
+    settings: dict[str, Any] = {"block_size": 5, "max_num_batched_tokens": 11, "pipeline_parallel_size": stages}
+    try:
+        engine = fixture.engine(**settings, tensor_parallel_size=2 if shards else 1)
+    except SettingError:  # two cannot share an odd number of heads
+        engine = fixture.engine(**settings, tensor_parallel_size=3)
+    try:
+        for _ in range(2):  # the second time with prefixes found
+            same(fixture, fixture.answers(engine, fixture.samples), what)
+    finally:
+        engine.close()
 
 
 @check("L3", of_case=False)
