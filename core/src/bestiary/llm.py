@@ -259,6 +259,10 @@ class LLM:
                     _warn_of_errors(output)
         return done
 
+    def restart(self) -> None:
+        """Load the model anew, after a process that ran a part of it died."""
+        self.engine.restart()
+
     def close(self) -> None:
         """Let the model go."""
         self.engine.close()

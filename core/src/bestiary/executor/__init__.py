@@ -16,7 +16,7 @@ def start(config: EngineConfig, architecture: Architecture, folder: Path) -> Exe
         from bestiary.runner import Runner
 
         return InlineExecutor(Runner(config, architecture, folder))
-    from bestiary.executor import process
     from bestiary.executor.parallel import ParallelExecutor
+    from bestiary.executor.process import start as start_processes
 
-    return ParallelExecutor(config, architecture, folder, process.start)
+    return ParallelExecutor(config, architecture, folder, start_processes)

@@ -119,7 +119,9 @@ class ParallelExecutor:
             if isinstance(data, str):
                 self._end(f"rank {rank} of the model is gone: {data}", found)
             reply = wire.read(cast(bytes, data), "reply")
-            self._replies.setdefault(getattr(reply, "number", 0), {})[rank] = reply
+            of = getattr(reply, "number", 0)
+            if of == number or of in self._numbers:  # nobody waits any more for a step that was interrupted
+                self._replies.setdefault(of, {})[rank] = reply
         del self._replies[number]
         return self._checked(found, while_loading)
 

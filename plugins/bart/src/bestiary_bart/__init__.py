@@ -11,5 +11,8 @@ BART = Architecture(
     processor="bestiary_bart.processor",
     proof="bestiary_bart.proof",
     tasks={Task.GENERATE},
+    lora=True,
+    pipeline=True,
+    tensor=True,
     examples=("facebook/bart-large-cnn", "facebook/bart-base"),
 )

@@ -9,6 +9,7 @@ BLOOM = Architecture(
     model="bestiary_bloom.bloom",
     proof="bestiary_bloom.proof",
     tasks={Task.GENERATE},
+    lora=True,
     pipeline=True,
     tensor=True,
     examples=("bigscience/bloom-560m", "bigscience/bloomz"),

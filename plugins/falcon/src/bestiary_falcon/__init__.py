@@ -10,6 +10,7 @@ FALCON = Architecture(
     model="bestiary_falcon.falcon",
     proof="bestiary_falcon.proof",
     tasks={Task.GENERATE},
+    lora=True,
     pipeline=True,
     tensor=True,
     examples=("tiiuae/falcon-7b", "tiiuae/falcon-40b", "tiiuae/falcon-rw-7b"),

@@ -31,6 +31,7 @@ GEMMA2_EMBEDDING = Architecture(
     model="bestiary_gemma.embedding",
     proof="bestiary_gemma.proof_embedding",
     tasks={Task.EMBED},
+    lora=True,
     pipeline=True,
     tensor=True,
     examples=("BAAI/bge-multilingual-gemma2",),

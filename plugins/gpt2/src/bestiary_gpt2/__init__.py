@@ -9,6 +9,7 @@ GPT2 = Architecture(
     model="bestiary_gpt2.gpt2",
     proof="bestiary_gpt2.proof",
     tasks={Task.GENERATE},
+    lora=True,
     pipeline=True,
     tensor=True,
     examples=("openai-community/gpt2", "openai-community/gpt2-xl"),

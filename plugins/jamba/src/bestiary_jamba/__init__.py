@@ -10,6 +10,7 @@ JAMBA = Architecture(
     proof="bestiary_jamba.proof",
     tasks={Task.GENERATE},
     lora=True,
+    pipeline=True,
     tensor=True,
     examples=("ai21labs/AI21-Jamba-1.5-Mini", "ai21labs/Jamba-v0.1"),
 )

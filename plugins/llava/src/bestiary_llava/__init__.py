@@ -11,6 +11,7 @@ LLAVA = Architecture(
     proof="bestiary_llava.proof",
     tasks={Task.GENERATE},
     modalities={"image": Modality(many=True, embeddings=True)},
+    lora=True,
     pipeline=True,
     tensor=True,
     examples=("llava-hf/llava-1.5-7b-hf", "mistral-community/pixtral-12b"),

@@ -9,5 +9,8 @@ MAMBA = Architecture(
     model="bestiary_mamba.mamba",
     proof="bestiary_mamba.proof",
     tasks={Task.GENERATE},
+    lora=True,
+    pipeline=True,
+    tensor=True,
     examples=("state-spaces/mamba-130m-hf", "state-spaces/mamba-2.8b-hf"),
 )

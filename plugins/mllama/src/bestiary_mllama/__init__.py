@@ -11,5 +11,8 @@ MLLAMA = Architecture(
     proof="bestiary_mllama.proof",
     tasks={Task.GENERATE},
     modalities={"image": Modality()},
+    lora=True,
+    pipeline=True,
+    tensor=True,
     examples=("meta-llama/Llama-3.2-11B-Vision-Instruct",),
 )

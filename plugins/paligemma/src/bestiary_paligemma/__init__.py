@@ -11,6 +11,7 @@ PALIGEMMA = Architecture(
     proof="bestiary_paligemma.proof",
     tasks={Task.GENERATE},
     modalities={"image": Modality(embeddings=True)},
+    lora=True,
     pipeline=True,
     tensor=True,
     examples=("google/paligemma-3b-mix-224", "google/paligemma2-3b-pt-224"),

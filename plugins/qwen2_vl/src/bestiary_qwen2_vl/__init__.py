@@ -14,6 +14,7 @@ QWEN2_VL = Architecture(
         "image": Modality(many=True, embeddings=True),
         "video": Modality(many=True, embeddings=True),
     },
+    lora=True,
     pipeline=True,
     tensor=True,
     examples=("Qwen/Qwen2-VL-2B-Instruct", "Qwen/Qwen2-VL-7B-Instruct"),

@@ -11,7 +11,9 @@ ULTRAVOX = Architecture(
     proof="bestiary_ultravox.proof",
     tasks={Task.GENERATE},
     modalities={"audio": Modality(many=True, embeddings=True)},
+    lora=True,
     pipeline=True,
+    tensor=True,
     examples=(
         "fixie-ai/ultravox-v0_3",
         "fixie-ai/ultravox-v0_4_1-mistral-nemo",

@@ -1,0 +1,66 @@
+"""Tensors between processes over torch.distributed: gloo between CPUs, NCCL between GPUs. Knows no model."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["TorchLink", "join"]
+
+#: After so long ranks do not wait for each other any more; the driver has noticed by then.
+_PATIENCE = timedelta(minutes=30)
+
+
+class TorchLink:
+    """One rank's ends: a group with the other shards of its stage, and lines to the stages beside it."""
+
+    def __init__(self, rank: int, stages: int, shards: int, device: torch.device) -> None:
+        # Every rank makes every group, in one order.
+        groups = [dist.new_group([stage * shards + shard for shard in range(shards)]) for stage in range(stages)]
+        self._rank, self._shards, self._device = rank, shards, device
+        self._group = groups[rank // shards]
+        self._first = rank - rank % shards
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """In place."""
+        x = x.contiguous()
+        dist.all_reduce(x, group=self._group)
+        return x
+
+    def gather(self, x: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Line by line, since the parts are of different sizes."""
+        if self._rank != self._first:
+            dist.send(x.contiguous(), self._first)
+            return []
+        parts = [x]
+        for shard in range(1, self._shards):
+            parts.append(torch.empty(shapes[shard], dtype=x.dtype, device=x.device))
+            dist.recv(parts[-1], self._first + shard)
+        return parts
+
+    def send(self, x: Tensor) -> None:
+        """Wait until it is taken."""
+        dist.send(x.to(self._device), self._rank + self._shards)
+
+    def receive(self, into: Tensor) -> None:
+        """Wait until it is there."""
+        dist.recv(into, self._rank - self._shards)
+
+
+def join(meeting: str, rank: int, stages: int, shards: int, device: torch.device) -> TorchLink:
+    """Meet the other ranks: at a file of this host, or at `tcp://host:port`."""
+    world = stages * shards
+    if meeting.startswith("tcp://"):
+        host, _, port = meeting.removeprefix("tcp://").rpartition(":")
+        store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+            host, int(port), world, is_master=rank == 0, timeout=_PATIENCE
+        )
+    else:
+        store = dist.FileStore(str(Path(meeting)), world)  # type: ignore[attr-defined]
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=_PATIENCE)
+    return TorchLink(rank, stages, shards, device)
