@@ -104,6 +104,22 @@ BENCH = ENGINE | {
 COMMANDS = {
     ("list",): {"--json"},
     ("info",): MODEL | {"MODEL", "--json"},
+    ("plan",): {
+        "MODEL",
+        "--json",
+        "--device",
+        "--tp",
+        "--pp",
+        "--context",
+        "--batch",
+        "--memory",
+        "--bandwidth",
+        "--measure",
+        "--gpu-memory-utilization",
+        "--dtype",
+        "--revision",
+        "--plugin",
+    },
     ("run",): ENGINE | SAMPLING | MEDIA | {"MODEL", "PROMPT", "--chat", "--no-chat", "--system", "--stats"},
     ("chat",): ENGINE | SAMPLING | MEDIA | {"MODEL", "--system"},
     ("bench", "latency"): BENCH | {"MODEL", "--batch-size"},
@@ -235,7 +251,9 @@ def test_wrong_usage_is_one_message_and_status_two(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["info"], ["run", "PROMPT"], ["chat"], ["bench", "latency"], ["bench", "throughput"]], ids=" ".join
+    "arguments",
+    [["info"], ["plan"], ["run", "PROMPT"], ["chat"], ["bench", "latency"], ["bench", "throughput"]],
+    ids=" ".join,
 )
 def test_an_unknown_model_is_one_message_and_status_one(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -13,7 +13,7 @@ from bestiary.installed import preferences
 __all__ = ["ENGINE_CAPABILITIES", "EngineConfig", "cache_home"]
 
 #: What this engine offers of all that a plugin can declare: "lora", "pipeline", "tensor".
-ENGINE_CAPABILITIES: frozenset[str] = frozenset({"pipeline", "tensor"})
+ENGINE_CAPABILITIES: frozenset[str] = frozenset({"lora", "pipeline", "tensor"})
 DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
 
 
@@ -55,6 +55,16 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    #: LoRA adapters may be loaded; they cost nothing as long as none is.
+    enable_lora: bool = True
+    #: Adapters that can be in one batch, their largest rank, and how many are kept in memory; None: `max_loras`.
+    max_loras: int = 1
+    max_lora_rank: int = 16
+    max_cpu_loras: int | None = None
+    #: Adapters to begin with, {"name": "folder"}.
+    lora_modules: Mapping[str, str] = field(default_factory=dict)
+    #: The folder below which adapters must lie; None: they may lie anywhere.
+    allowed_lora_path: str | None = None
     seed: int = 0
     #: The most log-probabilities that one request may ask for at each token.
     max_logprobs: int = 20
@@ -92,6 +102,9 @@ class EngineConfig:
             "num_gpu_blocks_override",
             "tensor_parallel_size",
             "pipeline_parallel_size",
+            "max_loras",
+            "max_lora_rank",
+            "max_cpu_loras",
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SettingError(f"{name}={value}: it must be at least 1")
@@ -113,6 +126,11 @@ class EngineConfig:
                 raise SettingError(
                     f"limit_mm_per_prompt has {name!r}: {most!r}; it maps modalities to whole numbers, 0 or more"
                 )
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            raise SettingError(f"max_cpu_loras={self.max_cpu_loras}: it must be at least max_loras={self.max_loras}")
+        for name, path in self.lora_modules.items():
+            if not isinstance(name, str) or not isinstance(path, str):
+                raise SettingError(f"lora_modules has {name!r}: {path!r}; it maps names to folders")
         if not all(isinstance(host, str) and host for host in self.allowed_media_domains):
             raise SettingError(f"allowed_media_domains={self.allowed_media_domains!r}: give the names of hosts")
         if self.dtype not in DTYPES:

@@ -20,17 +20,21 @@ class Encoding:
 
     def __init__(self, encoder: Encoder | None, room: int, dtype: torch.dtype, device: torch.device) -> None:
         self._encoder, self._room, self._dtype, self._device = encoder, room, dtype, device
-        self._known: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._known: OrderedDict[tuple[bytes, str], Tensor] = OrderedDict()
         self._num_vectors = 0
 
-    def __call__(self, item: Item) -> Tensor:
-        """[num_vectors, width] of an item. Raises EngineError where the encoder gives another number of vectors."""
-        found = self._known.get(item.digest)
+    def __call__(self, item: Item, adapter: str = "") -> Tensor:
+        """[num_vectors, width] of an item, by the encoder with an adapter, or with none.
+
+        Raises EngineError where the encoder gives another number of vectors.
+        """
+        key = (item.digest, adapter)
+        found = self._known.get(key)
         if found is None:
             found = self._encode(item)
-            self._keep(item.digest, found)
+            self._keep(key, found)
         else:
-            self._known.move_to_end(item.digest)
+            self._known.move_to_end(key)
         return found
 
     def forget(self) -> None:
@@ -50,12 +54,12 @@ class Encoding:
             raise EngineError(f"the encoder made {found.shape[0]} vectors of an item of {item.num_vectors}")
         return found
 
-    def _keep(self, digest: bytes, vectors: Tensor) -> None:
+    def _keep(self, key: tuple[bytes, str], vectors: Tensor) -> None:
         """Forget the oldest until there is room; what is larger than all of it is not kept."""
         if len(vectors) > self._room:
             return
         while self._num_vectors + len(vectors) > self._room:
             _, gone = self._known.popitem(last=False)
             self._num_vectors -= len(gone)
-        self._known[digest] = vectors
+        self._known[key] = vectors
         self._num_vectors += len(vectors)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from bestiary import executor as executors
 from bestiary import hub, model, registry
+from bestiary.adapters import Book, Entry, adapter_folder
 from bestiary.architecture import Architecture
 from bestiary.cache import BlockTable, PagedCache
 from bestiary.cache.tables import root_key
 from bestiary.checkpoint import ConfigFile, generation
 from bestiary.config import EngineConfig
-from bestiary.errors import EngineError, RequestError, WorkerDied
+from bestiary.errors import AdapterError, CapabilityMissing, EngineError, RequestError, WorkerDied
 from bestiary.executor import Executor
 from bestiary.inputs import NOTHING, Inputs
 from bestiary.media import Admission
@@ -69,6 +70,8 @@ class Engine:
         #: Steps on their way, with what went wrong when they were sent; and steps that are back and wait.
         self._flights: deque[tuple[list[Scheduled], Exception | None]] = deque()
         self._landed: deque[_Landed] = deque()
+        #: Adapters by name, and the slots that they share.
+        self.adapters = Book(config.max_loras, config.max_cpu_loras or config.max_loras)
         self._serve_with(executor)
 
     def _serve_with(self, executor: Executor) -> None:
@@ -81,7 +84,8 @@ class Engine:
                 f"the executor promises contexts of {executor.max_model_len} tokens, its cache holds {holds}"
             )
         self.executor = executor
-        self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens)
+        self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens, self.adapters)
+        self.adapters.clear_slots()
 
     @classmethod
     def load(
@@ -108,7 +112,51 @@ class Engine:
         engine.admission = Admission.of(architecture, config, executor.width)
         if architecture.processor is not None:
             engine.processor = model.processor(architecture)(file, folder, tokenizer)
+        for name, path in config.lora_modules.items():
+            engine.load_adapter(name, Path(path))
         return engine
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Let requests use a LoRA adapter, a folder as PEFT saves it, by this name; other content may have had it.
+
+        Who runs with the old content keeps it, and nobody finds what the old content left in the cache. Raises
+        AdapterError, RequestError or CapabilityMissing, and then everything is as it was.
+        """
+        if not self.config.enable_lora:
+            raise CapabilityMissing(f"lora {name!r}: the model was loaded with enable_lora=False")
+        if self.architecture is not None:
+            registry.require(self.architecture, lora=True)
+        key, path = self.adapters.new_key(name), adapter_folder(folder, self.config.allowed_lora_path)
+        self.adapters.enter(Entry(name, path, key, self.executor.add_adapter(key, path)))
+        self._forget_adapters()
+
+    def unload_adapter(self, name: str) -> None:
+        """Take a name away. Requests that run with it go on. Raises RequestError for a name that nothing has."""
+        self.adapters.remove(name)
+        self._forget_adapters()
+
+    def _forget_adapters(self) -> None:
+        for entry in self.adapters.surplus():
+            self.executor.remove_adapter(entry.key)
+
+    def _seat_adapters(self) -> None:
+        """Fill the slots that the next step needs. Whose adapter cannot be had fails when its row is made."""
+        for slot, entry in self.adapters.moves():
+            try:
+                if not self.adapters.is_held(entry):
+                    self._read_again(entry)
+                self.executor.place_adapter(entry.key, slot)
+            except Exception as failure:
+                self.adapters.unseat(entry)
+                entry.trouble = str(failure)
+
+    def _read_again(self, entry: Entry) -> None:
+        """Its matrices had left memory."""
+        if self.executor.add_adapter(entry.key, entry.folder) != entry.digest:
+            self.executor.remove_adapter(entry.key)
+            raise AdapterError(f"{entry.folder} has changed since adapter {entry.name!r} was loaded: load it again")
+        self.adapters.held(entry)
+        self._forget_adapters()
 
     def has_unfinished_requests(self) -> bool:
         """Something waits or runs."""
@@ -176,15 +224,17 @@ class Engine:
         cache_salt: str = "",
         final_only: bool = False,
         inputs: Inputs = NOTHING,
+        lora: str | None = None,
     ) -> None:
         """Queue a request; without `params`, one for vectors of a model that pools. `inputs` go with the prompt.
 
         Its outputs come from `step`: all along, or only the finished one with `final_only`. Requests with different
-        `cache_salt` never share cached blocks.
+        `cache_salt`, or different adapters, never share cached blocks. `lora` is the name of an adapter.
         """
         if request_id in self._requests:
             raise RequestError(f"request id {request_id!r} is in use: give each request its own")
         self.check(prompt_ids, params, inputs)
+        adapter = None if lora is None else self.adapters.find(lora)
         params = _NO_PARAMS if params is None else params.clone()
         own_ends = [] if params.ignore_eos else self._end_ids
         ends = list(dict.fromkeys([*own_ends, *(params.stop_token_ids or ())]))
@@ -192,7 +242,12 @@ class Engine:
         if params.prompt_logprobs is not None:
             request.prompt_logprobs = [None]
         base = self._seeds.getrandbits(63) if params.seed is None else params.seed
-        table = partial(BlockTable, root_key(cache_salt, seen_from_the_start(prompt_ids, inputs)), inputs=inputs)
+        seen = seen_from_the_start(prompt_ids, inputs)
+        content = b"" if adapter is None else adapter.digest
+        table = partial(BlockTable, root_key(cache_salt, seen, adapter=content), inputs=inputs)
+        if adapter is not None:
+            request.adapter = adapter
+            adapter.requests += 1
         request.answers = [self._answer(request, index, base + index, table()) for index in range(params.n)]
         self._requests[request_id] = request
         for answer in request.answers:
@@ -201,7 +256,7 @@ class Engine:
 
     def _answer(self, request: Request, index: int, seed: int, table: BlockTable) -> Answer:
         params = request.params
-        sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), table)
+        sequence = Tokens(f"{request.id}/{index}", list(request.prompt_ids), table, adapter=request.adapter)
         # What is wanted of each of a prompt's tokens cannot be had of those that are found in the cache.
         sequence.reads_prompt = (index == 0 and params.prompt_logprobs is not None) or self.executor.pools == "all"
         text = OutputText(
@@ -296,6 +351,7 @@ class Engine:
             if not plan:
                 break
             self.scheduler.depart(plan)
+            self._seat_adapters()
             failure: Exception | None = None
             try:
                 self.executor.submit([self._row(entry) for entry in plan])
@@ -345,6 +401,10 @@ class Engine:
             row.num_vectors = entry.count if self.executor.pools == "all" else int(entry.samples)
         elif entry.samples:
             row.sampling = Row(params, sequence.tokens, sequence.num_prompt, answer.seed, answer.request.end_ids)
+        if (entry_ := sequence.adapter) is not None:
+            if entry_.slot is None:
+                raise AdapterError(f"adapter {entry_.name!r} cannot be had any more: {entry_.trouble}")
+            row.adapter = entry_.slot
         row.inputs, row.is_crossed = sequence.table.inputs, sequence.has_crossed
         if params.prompt_logprobs is not None and sequence.reads_prompt and entry.start < sequence.num_prompt:
             row.prompt_logprobs = params.prompt_logprobs
@@ -417,6 +477,10 @@ class Engine:
 
     def _retire(self, request: Request) -> RequestOutput:
         del self._requests[request.id]
+        if request.adapter is not None:
+            request.adapter.requests -= 1
+            if self.failure is None:
+                self._forget_adapters()
         return request.output()
 
     def check_integrity(self) -> None:
@@ -425,6 +489,7 @@ class Engine:
         if len(sequences) != len(self._answers) or set(sequences) != self._answers.keys():
             raise EngineError("the scheduler and the engine know different sequences")
         self.scheduler.cache.check_integrity(s.table for s in sequences)
+        self.adapters.check_integrity([s.adapter for s in self.scheduler.running if s.adapter is not None])
 
     def close(self) -> None:
         """End everything and let the model go."""

@@ -12,7 +12,8 @@ BestiaryError
 │   ├── CheckpointNotFound         no such folder, model or file
 │   ├── CheckpointMalformed        a file that cannot be what it claims to be
 │   ├── ConfigUnsupported          a key of config.json that is missing, mistyped or has a value nobody implements
-│   └── TensorMismatch             tensors missing, extra or misshapen
+│   ├── TensorMismatch             tensors missing, extra or misshapen
+│   └── AdapterError               an adapter that is malformed, does not fit the model or is of a kind not served
 ├── RequestError (a ValueError)    a request that cannot be served; the engine serves on
 ├── SettingError (a ValueError)    an engine setting out of its range, or that does not fit the machine
 └── EngineError                    the engine itself failed; the requests in flight carry this
@@ -20,6 +21,7 @@ BestiaryError
 """
 
 __all__ = [
+    "AdapterError",
     "BestiaryError",
     "CapabilityMissing",
     "CheckpointError",
@@ -90,6 +92,10 @@ class ConfigUnsupported(CheckpointError):
 
 class TensorMismatch(CheckpointError):
     """Tensors of the checkpoint are missing, extra or misshapen."""
+
+
+class AdapterError(CheckpointError, ValueError):
+    """An adapter that cannot be loaded; what was loaded before stays as it was."""
 
 
 class RequestError(BestiaryError, ValueError):

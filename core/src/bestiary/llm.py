@@ -4,6 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary import hub, registry
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["LLM"]
 
 Message = Mapping[str, Any]
+#: The name of an adapter for all prompts, or for each of them one or None.
+Lora = str | Sequence[str | None] | None
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -64,15 +67,18 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool | Callable[..., Any] = True,
+        lora: Lora = None,
     ) -> list[RequestOutput]:
         """Complete prompts: texts, token ids, or dictionaries with `prompt` or `prompt_token_ids`; one or many.
+
+        `lora` is the name of an adapter, or for each prompt one or None.
 
         Raises RequestError before anything runs if one of them cannot be served. A request that fails while it runs
         comes back with finish_reason "error" and a warning; the others are not touched by it.
         """
         self._require(Task.GENERATE)
         parsed = self._read(prompts)
-        return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm)
+        return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm, lora)
 
     def chat(
         self,
@@ -84,6 +90,7 @@ class LLM:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora: Lora = None,
     ) -> list[RequestOutput]:
         """Answer one conversation, a list of `{"role": ..., "content": ...}`, or many of them."""
         conversations: Any = [messages] if messages and isinstance(messages[0], Mapping) else messages
@@ -91,34 +98,39 @@ class LLM:
         template = self._chat_template(chat_template)
         variables = {"add_generation_prompt": add_generation_prompt, "tools": tools, **(chat_template_kwargs or {})}
         parsed = [self._render(template, conversation, variables) for conversation in conversations]
-        return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm)
+        return self._run(parsed, self._params_for(len(parsed), sampling_params), use_tqdm, lora)
 
     def embed(
-        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True
+        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True, lora: Lora = None
     ) -> list[PooledRequestOutput[EmbeddingOutput]]:
         """A vector for each prompt, from a model that declares the task. Prompts are those of `generate`."""
-        return self._pool(Task.EMBED, prompts, use_tqdm, lambda rows: EmbeddingOutput(rows[-1].tolist()))
+        return self._pool(Task.EMBED, prompts, use_tqdm, lora, lambda rows: EmbeddingOutput(rows[-1].tolist()))
 
     def classify(
-        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True
+        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True, lora: Lora = None
     ) -> list[PooledRequestOutput[ClassificationOutput]]:
         """The probability of each label, for each prompt."""
         return self._pool(
-            Task.CLASSIFY, prompts, use_tqdm, lambda rows: ClassificationOutput(rows[-1].softmax(-1).tolist())
+            Task.CLASSIFY, prompts, use_tqdm, lora, lambda rows: ClassificationOutput(rows[-1].softmax(-1).tolist())
         )
 
     def reward(
-        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True
+        self, prompts: Any, *, use_tqdm: bool | Callable[..., Any] = True, lora: Lora = None
     ) -> list[PooledRequestOutput[PoolingOutput]]:
         """What a reward model gives each token of each prompt; that of the last stands for the whole."""
-        return self._pool(Task.REWARD, prompts, use_tqdm, PoolingOutput)
+        return self._pool(Task.REWARD, prompts, use_tqdm, lora, PoolingOutput)
 
     def _pool(
-        self, task: Task, prompts: Any, use_tqdm: bool | Callable[..., Any], make: "Callable[[Tensor], Pooled]"
+        self,
+        task: Task,
+        prompts: Any,
+        use_tqdm: bool | Callable[..., Any],
+        lora: Lora,
+        make: "Callable[[Tensor], Pooled]",
     ) -> list[PooledRequestOutput[Pooled]]:
         self._require(task)
         parsed = self._read(prompts)
-        return [_pooled(output, make) for output in self._run(parsed, [None] * len(parsed), use_tqdm)]
+        return [_pooled(output, make) for output in self._run(parsed, [None] * len(parsed), use_tqdm, lora)]
 
     def _read(self, prompts: Any) -> list[ParsedPrompt]:
         return parse_prompts(prompts, self.engine.tokenizer, self.engine.processor, self.engine.admission)
@@ -128,7 +140,7 @@ class LLM:
             registry.require(self.engine.architecture, task=task)
 
     def stream(
-        self, prompt: Any, sampling_params: SamplingParams | None = None
+        self, prompt: Any, sampling_params: SamplingParams | None = None, *, lora: str | None = None
     ) -> Generator[RequestOutput, None, None]:
         """Serve one prompt, or one conversation, and yield all there is of it whenever a token was added.
 
@@ -143,9 +155,13 @@ class LLM:
             raise RequestError(f"a stream serves one prompt, not {len(prompts)}: open one after the other")
         params = self._params_for(1, sampling_params)[0]
         self.engine.check(parsed.token_ids, params, parsed.inputs)
-        return self._stream(parsed, params)
+        if lora is not None:
+            self.engine.adapters.find(lora)
+        return self._stream(parsed, params, lora)
 
-    def _stream(self, prompt: ParsedPrompt, params: SamplingParams) -> Generator[RequestOutput, None, None]:
+    def _stream(
+        self, prompt: ParsedPrompt, params: SamplingParams, lora: str | None
+    ) -> Generator[RequestOutput, None, None]:
         self._check_idle()
         request_id = str(next(self._numbers))
         try:
@@ -156,6 +172,7 @@ class LLM:
                 prompt=prompt.text,
                 cache_salt=prompt.cache_salt,
                 inputs=prompt.inputs,
+                lora=lora,
             )
             while self.engine.has_unfinished_requests():
                 yield from self.engine.step()
@@ -227,13 +244,17 @@ class LLM:
         prompts: Sequence[ParsedPrompt],
         params: Sequence[SamplingParams | None],
         use_tqdm: bool | Callable[..., Any],
+        lora: Lora,
     ) -> list[RequestOutput]:
         self._check_idle()
+        names = _names(lora, len(prompts))
+        for known in filter(None, names):
+            self.engine.adapters.find(known)
         for prompt, wanted in zip(prompts, params, strict=True):
             self.engine.check(prompt.token_ids, wanted, prompt.inputs)
         ids = [str(next(self._numbers)) for _ in prompts]
         try:
-            for request_id, prompt, wanted in zip(ids, prompts, params, strict=True):
+            for request_id, prompt, wanted, name in zip(ids, prompts, params, names, strict=True):
                 self.engine.add_request(
                     request_id,
                     prompt.token_ids,
@@ -242,6 +263,7 @@ class LLM:
                     cache_salt=prompt.cache_salt,
                     final_only=True,
                     inputs=prompt.inputs,
+                    lora=name,
                 )
             done = self._drain(len(ids), use_tqdm)
         finally:
@@ -259,6 +281,22 @@ class LLM:
                     _warn_of_errors(output)
         return done
 
+    def load_lora(self, name: str, path: str | Path) -> None:
+        """Let requests use a LoRA adapter, a folder as PEFT saves it, by this name, also while requests run.
+
+        Where the name is in use already, those that run with it go on with the old content. Raises AdapterError,
+        RequestError or CapabilityMissing, and then everything is as it was.
+        """
+        self.engine.load_adapter(name, Path(path))
+
+    def unload_lora(self, name: str) -> None:
+        """Take an adapter's name away. Raises RequestError where there is none."""
+        self.engine.unload_adapter(name)
+
+    def list_loras(self) -> list[str]:
+        """The names of the adapters that are loaded."""
+        return [entry.name for entry in self.engine.adapters]
+
     def restart(self) -> None:
         """Load the model anew, after a process that ran a part of it died."""
         self.engine.restart()
@@ -266,6 +304,13 @@ class LLM:
     def close(self) -> None:
         """Let the model go."""
         self.engine.close()
+
+
+def _names(lora: Lora, n: int) -> list[str | None]:
+    names = [lora] * n if lora is None or isinstance(lora, str) else list(lora)
+    if len(names) != n:
+        raise RequestError(f"{len(names)} names of adapters for {n} prompts: give one for all, or one for each")
+    return names
 
 
 def _pooled(output: RequestOutput, make: "Callable[[Tensor], Pooled]") -> PooledRequestOutput[Pooled]:

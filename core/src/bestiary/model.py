@@ -27,11 +27,14 @@ __all__ = [
     "build",
     "choose_dtype",
     "describe",
+    "is_elsewhere",
     "keeps",
     "kinds",
     "language_model",
+    "leaves",
     "model_module",
     "num_parameters",
+    "part",
     "processor",
 ]
 
@@ -121,15 +124,20 @@ def build(
     mesh: Mesh | None = None,
 ) -> Decoder:
     """Make a described tree run on this rank, for contexts of up to `length` tokens."""
-    mesh, groups = mesh or Mesh(), kinds(keeps(model))
-    _stage(model, mesh)
-    _cut(model, mesh)
+    groups = kinds(keeps(model))
+    part(model, mesh or Mesh())
     _allocate(model, dtype, device)
     _number_caches(model, groups)
     _lay_out_positions(model, length, device)
-    fill(dict(_leaves(model)), names, checkpoint, elsewhere=lambda path: _is_elsewhere(path, model))
+    fill(dict(leaves(model)), names, checkpoint, elsewhere=lambda path: is_elsewhere(path, model))
     _pack(model)
     return model
+
+
+def part(model: Decoder, mesh: Mesh) -> None:
+    """Leave of a described tree what this rank has: the layers of its stage, and its shard of every matrix."""
+    _stage(model, mesh)
+    _cut(model, mesh)
 
 
 def choose_dtype(setting: str, file: ConfigFile) -> torch.dtype:
@@ -145,7 +153,7 @@ def choose_dtype(setting: str, file: ConfigFile) -> torch.dtype:
 
 def num_parameters(model: Decoder) -> int:
     """Numbers that the model stores, a tied head's once."""
-    return sum(prod(shape) for _, leaf in _leaves(model) for shape in leaf.shapes().values())
+    return sum(prod(shape) for _, leaf in leaves(model) for shape in leaf.shapes().values())
 
 
 def keeps(model: Decoder) -> list[Kept]:
@@ -162,7 +170,7 @@ def _mixers(model: Decoder) -> Iterator[Mixer]:
     return (block for block in model.modules() if isinstance(block, Mixer))
 
 
-def _leaves(model: Decoder) -> Iterator[tuple[str, Leaf]]:
+def leaves(model: Decoder) -> Iterator[tuple[str, Leaf]]:
     """Leaves that own tensors; a tied head has none, though the checkpoint may carry one for it."""
     for path, module in model.named_modules():
         if isinstance(module, Leaf):
@@ -181,7 +189,7 @@ def _stage(model: Decoder, mesh: Mesh) -> None:
         del model.positions, model.embed_norm, model.encoder
 
 
-def _is_elsewhere(path: str, model: Decoder) -> bool:
+def is_elsewhere(path: str, model: Decoder) -> bool:
     """Another stage owns this place of the tree."""
     top, _, rest = path.partition(".")
     if top == "layers":
@@ -191,7 +199,7 @@ def _is_elsewhere(path: str, model: Decoder) -> bool:
 
 
 def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
-    for _, leaf in _leaves(model):
+    for _, leaf in leaves(model):
         leaf.allocate(dtype, device)
 
 
@@ -226,7 +234,7 @@ def _pack(model: Decoder) -> None:
     tied = model.head if model.is_last and isinstance(model.head, Head) and model.head.tied else None
     if tied is not None:
         tied.weight = model.embed.weight
-    for _, leaf in _leaves(model):
+    for _, leaf in leaves(model):
         leaf.pack()
     if tied is not None and tied.packed is not None:
         model.embed.share(tied.packed)

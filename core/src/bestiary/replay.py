@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bestiary.batch import Batch, Pages
-from bestiary.blocks import Decoder, Kind
+from bestiary.blocks import Decoder, Kind, Lanes
 from bestiary_kernels import Arena, Tape
 from bestiary_kernels.linear import MOST_ROWS
 
@@ -31,6 +31,10 @@ class _DecodeRow(Protocol):
         """Its position."""
 
     @property
+    def adapter(self) -> int:
+        """The slot of its adapter."""
+
+    @property
     def blocks(self) -> Sequence[Sequence[int]]:
         """The sequence's cache, by group of layers."""
 
@@ -41,7 +45,15 @@ class Replays:
     #: The groups of layers of models that can be recorded: one, that keeps every token.
     KINDS: ClassVar[list[Kind]] = [Kind()]
 
-    def __init__(self, model: Decoder, caches: Sequence[tuple[Tensor, ...]], block_size: int, longest: int) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        caches: Sequence[tuple[Tensor, ...]],
+        block_size: int,
+        longest: int,
+        lanes: Lanes,
+    ) -> None:
+        self._lanes = lanes
         self._model, self._caches, self._block_size = model, caches, block_size
         self._most_blocks = -(-longest // block_size)
         self._steps: dict[int, _Step | None] = {}
@@ -56,6 +68,7 @@ class Replays:
         if n not in self._steps:
             step = _Step(n, self._most_blocks, self._block_size, self._caches)
             step.write(rows)
+            self._lanes.set({"tokens": step.adapters, "outputs": step.adapters})
             found, step.tape = Tape.record(lambda: self._model.logits(self._model(step.batch)), self._arena)
             self._steps[n] = None if step.tape is None else step
             return found
@@ -64,6 +77,10 @@ class Replays:
             return None
         recorded.write(rows)
         return recorded.tape.replay()
+
+    def forget(self) -> None:
+        """The model has changed: record anew."""
+        self._steps.clear()
 
     @staticmethod
     def takes(num_rows: int) -> bool:
@@ -78,6 +95,8 @@ class _Step:
         self.tape: Tape | None = None
         self._block_size, self._most_blocks = block_size, most_blocks
         self._tokens, self._positions, self._slots = (array("q", [0] * n) for _ in range(3))
+        self._adapters = array("i", [-1] * n)
+        self.adapters = torch.frombuffer(self._adapters, dtype=torch.int32)
         self._lengths, self._tables = array("i", [0] * n), array("i", [0] * n * most_blocks)
         self.batch = Batch(
             token_ids=torch.frombuffer(self._tokens, dtype=torch.int64),
@@ -100,6 +119,7 @@ class _Step:
         for i, row in enumerate(rows):
             start, blocks = row.start, row.blocks[0]
             self._tokens[i], self._positions[i], self._lengths[i] = row.tokens[0], start, start + 1
+            self._adapters[i] = row.adapter
             self._slots[i] = blocks[start // self._block_size] * self._block_size + start % self._block_size
             first = i * self._most_blocks
             self._tables[first : first + len(blocks)] = array("i", blocks)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from bestiary.adapters import Entry
 from bestiary.inputs import Inputs
 from bestiary.output import CompletionOutput, FinishReason, Logprob, OutputText, RequestOutput
 from bestiary.sampling.params import SamplingParams
@@ -54,6 +55,7 @@ class Request:
     end_ids: list[int]
     answers: list[Answer] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    adapter: Entry | None = None
 
     @property
     def finished(self) -> bool:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bestiary import hub, model
+from bestiary import adapters, hub, model
 from bestiary.architecture import Architecture
 from bestiary.batch import Batch, Crossing, Pages, Slots, Vectors
-from bestiary.blocks import Pooler
+from bestiary.blocks import Adaptable, Embedding, Lanes, Over, Pooler, Update
 from bestiary.cache import CacheGroup, store
 from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
@@ -49,6 +49,8 @@ class StepRow:
     #: What the sequence's prompt brings beside its tokens; and what it looks at is in the cache already.
     inputs: Inputs = NOTHING
     is_crossed: bool = False
+    #: The slot of the request's adapter, -1 for none.
+    adapter: int = -1
 
 
 @dataclass(slots=True)
@@ -76,12 +78,15 @@ class Runner:
         mesh: Mesh | None = None,
         agree: Agree = tuple,
     ) -> None:
-        self._mesh = mesh or Mesh()
+        self._mesh, self._config, self._lanes = mesh or Mesh(), config, Lanes()
+        #: Adapters by key, and who is in a slot.
+        self._adapters: dict[str, dict[str, list[Update]]] = {}
+        self._seated: dict[int, str] = {}
         file = ConfigFile.load(folder)
         self.device = choose_device(config.device)
         dtype = model.choose_dtype(config.dtype, file)
         self._dtype = dtype
-        tree, names, others = model.describe(architecture, file)
+        tree, self._names, others = model.describe(architecture, file)
         kinds = model.kinds(model.keeps(tree))
         self.vocabulary, self.width = tree.embed.vocabulary, tree.embed.width
         self.pools = tree.head.tokens if isinstance(tree.head, Pooler) else None
@@ -93,7 +98,7 @@ class Runner:
             for other in others:
                 checkpoint.adopt(Checkpoint.open(hub.locate(other.model)), other.prefix, other.within)
             self._model = model.build(
-                tree, names, checkpoint, dtype=dtype, device=self.device, length=longest, mesh=self._mesh
+                tree, self._names, checkpoint, dtype=dtype, device=self.device, length=longest, mesh=self._mesh
             )
         kept = model.keeps(self._model)
         self.groups = agree(store.groups(config, kept, kinds, dtype, longest, self.device))
@@ -104,7 +109,7 @@ class Runner:
         self.encoding = Encoding(encoder, _ENCODED, dtype, self.device)
         self._replays: Replays | None = None
         if self.device.type == "cpu" and kinds == Replays.KINDS and self._mesh.is_alone:
-            self._replays = Replays(self._model, self._caches, self.block_size, self.max_model_len)
+            self._replays = Replays(self._model, self._caches, self.block_size, self.max_model_len, self._lanes)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time.
@@ -126,6 +131,7 @@ class Runner:
         # First of all what the stage before sends, or the next step would find it.
         stream_TD, crossed_ND = (None, self._crossed(rows)) if self._mesh.is_first else self._received(rows)
         wanted = [_output_rows(row) for row in rows]
+        self._steer(rows, wanted)
         hidden_RD = self._model(self._batch(rows, wanted, crossed_ND), stream_TD)
         if not self._mesh.is_last:
             self._mesh.send(hidden_RD, *(() if crossed_ND is None else (crossed_ND,)))
@@ -146,10 +152,63 @@ class Runner:
         self._mesh.receive(*found)
         return stream_TD, crossed_ND if vectors else None
 
-    def encode(self, item: Item) -> Tensor:
-        """[vectors, width] of what a prompt brings."""
+    def encode(self, item: Item, adapter: int = -1) -> Tensor:
+        """[vectors, width] of what a prompt brings, to a request with this slot."""
         with torch.inference_mode():
-            return self.encoding(item)
+            return self._encoded(item, adapter)
+
+    def _encoded(self, item: Item, adapter: int) -> Tensor:
+        key = self._seated.get(adapter, "")
+        touched = any(path.startswith("encoder.") or path == "embed" for path in self._adapters.get(key, ()))
+        with self._lanes.encoding(adapter if touched else -1):
+            return self.encoding(item, key if touched else "")
+
+    # ---- adapters ----------------------------------------------------------------------------------------------------
+
+    def add_adapter(self, key: str, folder: Path) -> bytes:
+        """Read an adapter and remember it; its digest. Raises AdapterError, and nothing has changed."""
+        adapter = adapters.read(folder, self._config.max_lora_rank)
+        leaves = dict(model.leaves(self._model))
+        placed = adapters.place(adapter, self._names, leaves, lambda path: model.is_elsewhere(path, self._model))
+        self._adapters[key] = {path: [self._moved(update) for update in updates] for path, updates in placed.items()}
+        return adapter.digest
+
+    def place_adapter(self, key: str, slot: int) -> None:
+        """Fill a slot with a remembered adapter. Leaves that none touched before get room for it."""
+        updates = self._adapters[key]
+        for path, leaf in model.leaves(self._model):
+            if not isinstance(leaf, Adaptable | Embedding):
+                continue
+            if path in updates and leaf.low is None:
+                config = self._config
+                leaf.adapt(self._lanes, config.max_loras, config.max_lora_rank, self._dtype, self.device)
+                if self._replays is not None:
+                    self._replays.forget()
+            if leaf.low is not None:
+                leaf.low.write(slot, updates.get(path, ()))
+        self._seated[slot] = key
+
+    def remove_adapter(self, key: str) -> None:
+        """Forget an adapter. Its slot stays as it is until another one is placed there."""
+        self._adapters.pop(key, None)
+
+    def _moved(self, update: Update) -> Update:
+        down, up = (self._move(matrix.to(self._dtype)) for matrix in (update.down, update.up))
+        return Update(update.part, down, up, update.index)
+
+    def _steer(self, rows: Sequence[StepRow], wanted: Sequence[range]) -> None:
+        """Say which slot each row of the step uses."""
+        if all(row.adapter < 0 for row in rows):
+            self._lanes.set({})
+            return
+        slots = torch.tensor([row.adapter for row in rows], dtype=torch.int32)
+        counts: dict[Over, list[int]] = {
+            "tokens": [len(row.tokens) for row in rows],
+            "outputs": [len(want) for want in wanted],
+            "vectors": [0 if row.is_crossed else row.inputs.num_crossed for row in rows],
+        }
+        repeats = {over: slots.repeat_interleave(torch.tensor(count)) for over, count in counts.items()}
+        self._lanes.set({over: self._move(rows_) for over, rows_ in repeats.items()})
 
     def _batch(self, rows: Sequence[StepRow], wanted: Sequence[range], crossed_ND: Tensor | None) -> Batch:
         """The step as tensors."""
@@ -190,13 +249,13 @@ class Runner:
                 found, which = span.between(row.start, row.start + len(row.tokens))
                 if found:
                     places.extend(first - row.start + place for place in found)
-                    values.append(self.encoding(span.item)[which.start : which.stop])
+                    values.append(self._encoded(span.item, row.adapter)[which.start : which.stop])
         return Vectors(self._move(torch.tensor(places)), torch.cat(values)) if places else None
 
     def _crossed(self, rows: Sequence[StepRow]) -> Tensor | None:
         """[N, width] what sequences begin to look at."""
-        new = [item for row in rows if not row.is_crossed for item in row.inputs.crossed]
-        return torch.cat([self.encoding(item) for item in new]) if new else None
+        new = [(item, row.adapter) for row in rows if not row.is_crossed for item in row.inputs.crossed]
+        return torch.cat([self._encoded(*one) for one in new]) if new else None
 
     def _crossing(self, group: int, rows: Sequence[StepRow], crossed_ND: Tensor | None) -> Crossing:
         """What each sequence looks at beside its tokens, and what of it is new."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
+from bestiary.adapters import Book, Entry
 from bestiary.cache import BlockTable, PagedCache
 
 __all__ = ["Scheduled", "Scheduler", "Sequence"]
@@ -27,6 +28,8 @@ class Sequence:
     #: What it looks at beside its tokens is in the cache.
     has_crossed: bool = False
     num_preemptions: int = 0
+    #: What it runs with, where that has a slot to be held while it runs.
+    adapter: Entry | None = None
     #: The step of it that is on its way; whatever else comes back is of no use any more.
     flight: "Scheduled | None" = None
 
@@ -75,6 +78,8 @@ class Scheduler:
     cache: PagedCache
     max_num_seqs: int
     max_num_batched_tokens: int
+    #: The slots of adapters.
+    book: Book = field(default_factory=lambda: Book(0, 0))
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
 
@@ -96,6 +101,7 @@ class Scheduler:
         self.cache.release(sequence.table)
         if sequence in self.running:
             self.running.remove(sequence)
+            self._drop_slot(sequence)
         else:
             self.waiting.remove(sequence)
 
@@ -163,6 +169,7 @@ class Scheduler:
     def preempt(self, sequence: Sequence) -> None:
         """Take all blocks of a running sequence back; it waits in front, and its tokens are computed again."""
         self.running.remove(sequence)
+        self._drop_slot(sequence)
         self.cache.release(sequence.table)
         sequence.flight = None
         sequence.num_computed, sequence.has_crossed = 0, False
@@ -182,6 +189,9 @@ class Scheduler:
             if not self.cache.reserve(sequence.table, found, found + count, spare=len(self.running)):
                 self.cache.release(sequence.table)
                 break
+            if sequence.adapter is not None and not self.book.hold(sequence.adapter):
+                self.cache.release(sequence.table)
+                break
             sequence.num_computed = found
             if sequence.num_preemptions == 0:
                 sequence.num_cached = found
@@ -189,6 +199,10 @@ class Scheduler:
             plan.append(Scheduled(sequence, found, count))
             budget -= count
         return plan
+
+    def _drop_slot(self, sequence: Sequence) -> None:
+        if sequence.adapter is not None:
+            self.book.drop(sequence.adapter)
 
     def _found(self, sequence: Sequence) -> int:
         """Tokens of a waiting sequence that somebody else's blocks hold; never a part of what must not be cut."""

@@ -10,6 +10,7 @@ from bestiary_kernels.embedding import embedding
 from bestiary_kernels.latent import cache_write, latent_attention
 from bestiary_kernels.library import Status, status, using
 from bestiary_kernels.linear import PackedLinear
+from bestiary_kernels.lora import lora
 from bestiary_kernels.measure import matmul_flops, read_bandwidth
 from bestiary_kernels.moe import moe, route
 from bestiary_kernels.norm import add_layer_norm, add_rms_norm
@@ -30,6 +31,7 @@ __all__ = [
     "embedding",
     "gated_activation",
     "latent_attention",
+    "lora",
     "matmul_flops",
     "moe",
     "paged_attention",

@@ -3,6 +3,7 @@
 #include "attention/cpu.cpp"
 #include "embedding/cpu.cpp"
 #include "linear/cpu.cpp"
+#include "lora/cpu.cpp"
 #include "measure.cpp"
 #include "norm/cpu.cpp"
 #include "rotary/cpu.cpp"

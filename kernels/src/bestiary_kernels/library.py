@@ -52,6 +52,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "linear_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
     "linear_rows": [_POINTER, _POINTER, _POINTER, _SIZE],
     "embedding_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
+    "lora": [_INT, *[_POINTER] * 8],
     "read_memory": [_POINTER, _SIZE, _INT],
     "replay": [_POINTER, _SIZE, _POINTER],
 }
@@ -63,8 +64,11 @@ _ERRORS: dict[int, tuple[type[Exception], str]] = {
     4: (ValueError, "query_starts and context_lens do not fit q and block_tables"),
     5: (MemoryError, "no memory for the kernel's scratch space"),
     6: (IndexError, "a row number lies outside the weight"),
+    7: (IndexError, "a slot lies outside the adapters"),
+    8: (IndexError, "a rank is outside what the adapters have room for"),
+    9: (ValueError, "starts do not cut the columns into parts"),
 }
-BAD_BLOCK, BAD_SLOT, BAD_POSITION, BAD_RAGGED, BAD_ROW = 1, 2, 3, 4, 6
+BAD_BLOCK, BAD_SLOT, BAD_POSITION, BAD_RAGGED, BAD_ROW, BAD_ADAPTER, BAD_RANK, BAD_PARTS = 1, 2, 3, 4, 6, 7, 8, 9
 
 
 class Kernels:

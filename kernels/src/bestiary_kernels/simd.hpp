@@ -24,7 +24,18 @@
 namespace {
 
 // What a function answers; `library.py` turns each number into the same exception.
-enum Status : int { OK = 0, BAD_BLOCK = 1, BAD_SLOT = 2, BAD_POSITION = 3, BAD_RAGGED = 4, NO_MEMORY = 5, BAD_ROW = 6 };
+enum Status : int {
+    OK = 0,
+    BAD_BLOCK = 1,
+    BAD_SLOT = 2,
+    BAD_POSITION = 3,
+    BAD_RAGGED = 4,
+    NO_MEMORY = 5,
+    BAD_ROW = 6,
+    BAD_ADAPTER = 7,
+    BAD_RANK = 8,
+    BAD_PARTS = 9,
+};
 
 #if defined(__AVX512F__)
 constexpr int W = 16;
@@ -70,7 +81,8 @@ inline Floats load(const float* from) { return read_as<Floats>(from); }
 // One instruction where the compiler's own conversion of a vector makes four.
 inline Words widen(Halves halves) {
 #if defined(__AVX512F__)
-    return (Words)_mm512_cvtepu16_epi32((__m256i)halves);
+    // The form with a mask: the plain one starts from a value that GCC warns about.
+    return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)halves);
 #elif defined(__AVX2__)
     return (Words)_mm256_cvtepu16_epi32((__m128i)halves);
 #else
@@ -163,8 +175,18 @@ inline Floats erfc_of(Floats z) {
     return t * exp_of(p - z * z);
 }
 
-// body(i) for i < n, each thread taking `chunk` at a time from one shared counter: a core that another program
-// borrows then delays one chunk, not half the work. Without `parallel` no region is entered (it costs microseconds).
+// Inside a region: body(i) for i < n, each thread taking `chunk` at a time from the counter that all share: a core that
+// another program borrows then delays one chunk, not half the work.
+template <class Body> inline void take_turns(int64_t& next, int64_t n, int64_t chunk, Body body) {
+    for (;;) {
+        const int64_t begin = __atomic_fetch_add(&next, chunk, __ATOMIC_RELAXED);
+        if (begin >= n) break;
+        const int64_t end = begin + chunk < n ? begin + chunk : n;
+        for (int64_t i = begin; i < end; ++i) body(i);
+    }
+}
+
+// body(i) for i < n in a region of its own. Without `parallel` no region is entered (it costs microseconds).
 template <class Body> void share(int64_t n, int64_t chunk, bool parallel, Body body) {
     if (!parallel || n <= chunk) {
         for (int64_t i = 0; i < n; ++i) body(i);
@@ -172,12 +194,7 @@ template <class Body> void share(int64_t n, int64_t chunk, bool parallel, Body b
     }
     int64_t next = 0;
 #pragma omp parallel
-    for (;;) {
-        const int64_t begin = __atomic_fetch_add(&next, chunk, __ATOMIC_RELAXED);
-        if (begin >= n) break;
-        const int64_t end = begin + chunk < n ? begin + chunk : n;
-        for (int64_t i = begin; i < end; ++i) body(i);
-    }
+    take_turns(next, n, chunk, body);
 }
 
 // Memory of this thread that outlives the call, so that a step never meets the allocator; null when there is none.

@@ -47,6 +47,7 @@ inline int run(const Recorded& entry) {
 #if defined(__AVX512BF16__)
         case 7: return call(VARIANT_NAME(VARIANT, linear_packed), entry.arguments);
 #endif
+        case 8: return call(VARIANT_NAME(VARIANT, lora), entry.arguments);
     }
     return BAD_ROW;
 }

@@ -29,6 +29,7 @@ _OPERATIONS = (
     "embedding_packed",
     "linear_rows",
     "linear_packed",
+    "lora",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

@@ -18,6 +18,7 @@ from bestiary.blocks.latent import LatentAttention
 from bestiary.blocks.layer import Layer, MixerLayer, ParallelLayer, PostNormLayer, SandwichLayer
 from bestiary.blocks.leaf import Leaf
 from bestiary.blocks.linear import Embedding, Linear
+from bestiary.blocks.lowrank import Adaptable, Lanes, Over, Update
 from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.mlp import MLP, Activation, Gate, GatedMLP
 from bestiary.blocks.moe import Experts, MoE, Routing
@@ -29,6 +30,7 @@ from bestiary.blocks.statespace import Mamba
 __all__ = [
     "MLP",
     "Activation",
+    "Adaptable",
     "Alibi",
     "Attention",
     "Convolution1d",
@@ -46,6 +48,7 @@ __all__ = [
     "Items",
     "Kept",
     "Kind",
+    "Lanes",
     "Latent",
     "LatentAttention",
     "Layer",
@@ -59,6 +62,7 @@ __all__ = [
     "MixerLayer",
     "MoE",
     "Norm",
+    "Over",
     "PagedKV",
     "ParallelLayer",
     "PatchEmbedding",
@@ -70,5 +74,6 @@ __all__ = [
     "SandwichLayer",
     "Scores",
     "State",
+    "Update",
     "patches",
 ]

@@ -38,6 +38,7 @@ class CrossAttention(Mixer):
         self.kv = Linear(
             width, {"k": kv_heads * head_dim, "v": kv_heads * head_dim}, "column", unit=head_dim, bias=bias
         )
+        self.kv.over = "vectors"
         self.q_norm, self.k_norm = (None if qk_eps is None else RMSNorm(head_dim, qk_eps) for _ in range(2))
         self.out = Linear(heads * head_dim, width, "row", bias=bias)
 

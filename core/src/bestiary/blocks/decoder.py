@@ -57,7 +57,7 @@ class Head(Linear):
     ) -> None:
         super().__init__(width, vocabulary, "column", bias=bias)
         self.tied, self.softcap, self.unwritten = tied, softcap, unwritten
-        self.vocabulary = vocabulary
+        self.vocabulary, self.over = vocabulary, "outputs"
 
     def keep_tokens(self, mesh: Mesh) -> None:
         """This shard makes the logits of some of the tokens; the first one puts all shards' together."""

@@ -134,6 +134,8 @@ class Learned(Leaf):
 class _Convolution(Linear):
     """A convolution as a product with windows that are laid out in rows; `kernel` is the shape of one window."""
 
+    takes_adapters = False
+
     def __init__(self, kernel: tuple[int, ...], width: int, *, bias: bool) -> None:
         super().__init__(prod(kernel), width, "whole", bias=bias)
         self.kernel = kernel

@@ -1,13 +1,15 @@
 """Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434): a small row a token stands for all heads' keys."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 import bestiary_kernels as kernels
 from bestiary.batch import Batch
 from bestiary.blocks.kept import Latent
-from bestiary.blocks.leaf import Leaf
 from bestiary.blocks.linear import Linear
+from bestiary.blocks.lowrank import Adaptable
 from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.norm import RMSNorm
 from bestiary.blocks.rotary import Rope
@@ -16,7 +18,7 @@ from bestiary.parallel import Mesh, scaled
 __all__ = ["LatentAttention"]
 
 
-class _Up(Leaf):
+class _Up(Adaptable):
     """What makes a head's keys and values out of a latent row. It is never multiplied with one: see `forward` below."""
 
     weight: nn.Parameter
@@ -33,6 +35,16 @@ class _Up(Leaf):
     def of(self, part: str) -> Tensor:
         """[heads, head size, latent width] of keys or values."""
         return self.weight[self.rows_of(part)].view(self.heads, -1, self.inputs)
+
+    def adapters(self, part: str, x_TD: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """For each adapter in the step its rows, [rank, latent width] and [rank, heads, head size] of a part."""
+        slots_T = self.slots_of(x_TD)
+        if slots_T is None or self.low is None:
+            return
+        for slot in sorted(set(slots_T.tolist())):
+            if slot >= 0 and (found := self.low.of(slot, part)) is not None:
+                down, up = found
+                yield slots_T == slot, down, up.view(len(up), self.heads, -1)
 
 
 class LatentAttention(Mixer):
@@ -93,6 +105,8 @@ class LatentAttention(Mixer):
             self.scale,
         )
         values_THV = torch.einsum("thc,hvc->thv", mixed_THC, self.up.of("v"))
+        for rows, down_RC, up_RHV in self.up.adapters("v", x_TD):
+            values_THV[rows] += torch.einsum("thc,rc,rhv->thv", mixed_THC[rows], down_RC, up_RHV)
         y_TD: Tensor = self.out(values_THV.reshape(x_TD.shape[0], -1))
         return y_TD
 
@@ -109,6 +123,8 @@ class LatentAttention(Mixer):
         q_THD: Tensor = self.q(x_TD).view(x_TD.shape[0], self.heads, -1)
         plain, turning = q_THD.split_with_sizes((self.plain_dim, self.rope_dim), -1)
         down = torch.einsum("thd,hdc->thc", plain, self.up.of("k"))
+        for rows, down_RC, up_RHD in self.up.adapters("k", x_TD):
+            down[rows] += torch.einsum("thd,rhd,rc->thc", plain[rows], up_RHD, down_RC)
         return torch.cat((down, self._turn(turning, batch)), -1)
 
     def _turn(self, x_THD: Tensor, batch: Batch) -> Tensor:

@@ -1,6 +1,6 @@
 """Matrices: the product, and the table of embeddings. The only place where weights meet a matrix routine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import bestiary_kernels as kernels
 from bestiary.blocks.leaf import Leaf
+from bestiary.blocks.lowrank import Adaptable, Lanes, Update
 from bestiary.parallel import Mesh
 from bestiary_kernels import PackedLinear
 
@@ -18,7 +19,7 @@ __all__ = ["Embedding", "Linear", "Role"]
 Role = Literal["column", "row", "whole"]
 
 
-class Linear(Leaf):
+class Linear(Adaptable):
     """y = x Wᵀ + b, with one or more named parts of W stored below each other.
 
     `role` and `unit` (the rows that must stay together, as a head's) say how the matrix may be cut; blocks set them.
@@ -65,9 +66,25 @@ class Linear(Leaf):
     def _steps(self) -> Callable[[Tensor], Tensor]:
         """The product, and what is done with it, each only where it is needed."""
         product: Callable[[Tensor], Tensor] = self._product if self.packed is None else self.packed
+        if self.low is not None:
+            product = self._adapted(product)
         if (add := self.add) is None:
             return product
         return lambda x_TD: add(product(x_TD))
+
+    def _adapted(self, product: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        low = self.low
+
+        def adapted(x_TD: Tensor) -> Tensor:
+            y_TN, slots_T = product(x_TD), self.slots_of(x_TD)
+            return y_TN if slots_T is None or low is None else low.add(y_TN, x_TD, slots_T)
+
+        return adapted
+
+    def adapt(self, lanes: Lanes, slots: int, rank: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make room for adapters; the product has one more step."""
+        super().adapt(lanes, slots, rank, dtype, device)
+        self.forward = self._steps()  # type: ignore[method-assign,assignment]
 
     def _product(self, x_TD: Tensor) -> Tensor:
         return F.linear(x_TD, self.weight, self.bias if self.has_bias else None)
@@ -75,6 +92,30 @@ class Linear(Leaf):
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, inputs] to [T, outputs]."""
         return self._steps()(x_TD)
+
+
+class _LowRankTable:
+    """What adapters add to rows of a table: for token t column t of A, times B."""
+
+    def __init__(self, table: "Embedding", slots: int, rank: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._own = (table.own_rows or {}).get("out", range(table.vocabulary))
+        self.down = torch.zeros(slots, len(self._own), rank, dtype=dtype, device=device)
+        self.up = torch.zeros(slots, rank, table.width, dtype=dtype, device=device)
+
+    def write(self, slot: int, updates: Sequence[Update]) -> None:
+        """Put an adapter into a slot, in the place of whatever was there."""
+        self.down[slot].zero_()
+        self.up[slot].zero_()
+        for update in updates:
+            rank = update.down.shape[0]
+            self.down[slot, :, :rank] = update.down[:, self._own.start : self._own.stop].T
+            self.up[slot, :rank] = update.up.T
+
+    def add(self, y_TD: Tensor, rows_T: Tensor, slots_T: Tensor) -> Tensor:
+        """y and what the adapters add to these rows of the table."""
+        has = (slots_T >= 0).nonzero()[:, 0]
+        slots, rows = slots_T[has].long(), rows_T[has]
+        return y_TD.index_add(0, has, torch.bmm(self.down[slots, rows][:, None], self.up[slots])[:, 0])
 
 
 class Embedding(Leaf):
@@ -87,6 +128,13 @@ class Embedding(Leaf):
         self.vocabulary, self.width, self.offset = vocabulary, width, offset
         self.parts = {"out": vocabulary}
         self.add: Callable[[Tensor], Tensor] | None = None
+        self.lanes: Lanes | None = None
+        self.low: _LowRankTable | None = None
+
+    def adapt(self, lanes: Lanes, slots: int, rank: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make room for adapters of up to that rank."""
+        self.lanes, self.low = lanes, _LowRankTable(self, slots, rank, dtype, device)
+        self.__dict__.pop("forward", None)  # the short cut to a shared table
 
     def keep_tokens(self, mesh: Mesh) -> None:
         """This shard has some of the rows; the others bring theirs."""
@@ -100,18 +148,23 @@ class Embedding(Leaf):
     def share(self, packed: PackedLinear) -> None:
         """Read rows out of a tied head's packed matrix, so that the table stands in memory once."""
         del self.weight
-        self._rows = packed.embedding  # type: ignore[method-assign]
+        self._rows = packed.embedding  # type: ignore[method-assign,assignment]
         if self.add is None:
             self.forward = packed.embedding  # type: ignore[method-assign]
 
     def forward(self, ids_T: Tensor) -> Tensor:
         """[T] int64 to [T, width]."""
         if self.add is None or self.own_rows is None:
-            return self._rows(ids_T + self.offset if self.offset else ids_T)
+            return self._adapted(ids_T + self.offset if self.offset else ids_T)
         own = self.own_rows["out"]
         is_elsewhere = (ids_T < own.start) | (ids_T >= own.stop)
-        found_TD = self._rows((ids_T - own.start).masked_fill(is_elsewhere, 0))
+        found_TD = self._adapted((ids_T - own.start).masked_fill(is_elsewhere, 0))
         return self.add(found_TD.masked_fill(is_elsewhere[:, None], 0))
 
-    def _rows(self, ids_T: Tensor) -> Tensor:
-        return kernels.embedding(self.weight, ids_T)
+    def _adapted(self, rows_T: Tensor) -> Tensor:
+        y_TD = self._rows(rows_T)
+        slots_T = None if self.lanes is None else self.lanes.of("tokens", rows_T)
+        return y_TD if slots_T is None or self.low is None else self.low.add(y_TD, rows_T, slots_T)
+
+    def _rows(self, rows_T: Tensor) -> Tensor:
+        return kernels.embedding(self.weight, rows_T)

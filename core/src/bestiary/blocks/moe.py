@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import bestiary_kernels as kernels
 from bestiary.batch import Batch
-from bestiary.blocks.leaf import Block, Leaf
+from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Linear
+from bestiary.blocks.lowrank import Adaptable
 from bestiary.blocks.mlp import Gate, GatedMLP
 from bestiary.checkpoint import Place
 from bestiary.parallel import Mesh
@@ -32,7 +34,7 @@ class Routing:
     top_groups: int = 1
 
 
-class Experts(Leaf):
+class Experts(Adaptable):
     """One matrix of every expert, stacked: [experts, outputs, inputs]."""
 
     weight: nn.Parameter
@@ -50,6 +52,14 @@ class Experts(Leaf):
         for index in range(self.stack):
             for part in self.parts:
                 yield part, "weight", index
+
+    def product(self, x_TK: Tensor, expert: int, slots_T: Tensor) -> Tensor:
+        """[T, outputs] of one expert, with the adapter of each row."""
+        y_TN = F.linear(x_TK, self.weight[expert])
+        if self.low is None:
+            return y_TN
+        own = torch.where(slots_T >= 0, slots_T * self.stack + expert, -1)
+        return self.low.add(y_TN, x_TK, own.to(torch.int32))
 
 
 class MoE(Block):
@@ -96,7 +106,7 @@ class MoE(Block):
             groups=to.groups,
             top_groups=to.top_groups,
         )
-        y_TD = kernels.moe(x_TD, self.gate_up.weight, self.down.weight, weights_TK, experts_TK, self.act)
+        y_TD = self._mixed(x_TD, weights_TK, experts_TK)
         if self.add is not None:
             y_TD = self.add(y_TD)
         if self.shared is None:
@@ -105,3 +115,17 @@ class MoE(Block):
         if self.shared_gate is not None:
             all_TD = all_TD * torch.sigmoid(self.shared_gate(x_TD))
         return y_TD + all_TD
+
+    def _mixed(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+        """[T, width] what the chosen experts make of each token, weighed and added."""
+        slots_T = self.gate_up.slots_of(x_TD) if self.gate_up.low else self.down.slots_of(x_TD)
+        if slots_T is None:
+            return kernels.moe(x_TD, self.gate_up.weight, self.down.weight, weights_TK, experts_TK, self.act)
+        y_TD = torch.zeros_like(x_TD, dtype=torch.float32)
+        for expert in sorted(set(experts_TK.flatten().tolist())):
+            tokens, choices = (experts_TK == expert).nonzero(as_tuple=True)
+            slots = slots_T[tokens]
+            inner = kernels.gated_activation(self.gate_up.product(x_TD[tokens], expert, slots), self.act)
+            made = self.down.product(inner, expert, slots)
+            y_TD.index_add_(0, tokens, made.float() * weights_TK[tokens, choices, None])
+        return y_TD.to(x_TD.dtype)

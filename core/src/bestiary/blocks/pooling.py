@@ -23,6 +23,9 @@ class Scores(Block):
         self.act = act
         self.inner = None if inner is None else Linear(width, inner, "whole", bias=bias)
         self.out = Linear(inner or width, labels, "whole", bias=bias)
+        for leaf in (self.inner, self.out):
+            if leaf is not None:
+                leaf.over = "outputs"
 
     def forward(self, hidden_RD: Tensor) -> Tensor:
         """[R, width] to [R, labels]."""

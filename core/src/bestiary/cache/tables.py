@@ -22,12 +22,12 @@ from bestiary.inputs import NOTHING, Inputs
 __all__ = ["BlockTable", "PagedCache", "root_key"]
 
 
-def root_key(salt: str = "", seen: Iterable[bytes] = ()) -> bytes:
-    """The key above a prompt's first block; tenants with different salts share nothing.
+def root_key(salt: str = "", seen: Iterable[bytes] = (), *, adapter: bytes = b"") -> bytes:
+    """The key above a prompt's first block; tenants with different salts share nothing, nor do different adapters.
 
-    `seen` are digests of what every token looks at.
+    `seen` are digests of what every token looks at, `adapter` that of the content of the adapter.
     """
-    return _digest(b"root", salt.encode(errors="surrogatepass"), *seen)
+    return _digest(b"root", salt.encode(errors="surrogatepass"), adapter, *seen)
 
 
 def _digest(tag: bytes, *parts: bytes) -> bytes:

@@ -72,6 +72,15 @@ class Checkpoint:
         entries = {file: found for file, (found, _) in opened.items()}
         return cls(folder, entries, {file: mapped for file, (_, mapped) in opened.items()})
 
+    @classmethod
+    def single(cls, file: Path) -> Self:
+        """One safetensors file. Raises as `open` does."""
+        try:
+            entries, mapped = _open_file(file)
+        except OSError as error:
+            raise CheckpointNotFound(f"{file} cannot be read ({error.strerror}); check its permissions") from error
+        return cls(file.parent, {file: entries}, {file: mapped})
+
     def adopt(self, other: Checkpoint, prefix: str, within: str = "") -> None:
         """Take in another checkpoint's tensors behind the prefix `within`, which then stand behind `prefix`.
 

@@ -17,6 +17,7 @@ __all__ = ["build_app", "main"]
 _VERBS = {
     "list": "What is installed: architectures, the plugins that serve them, and what they can do.",
     "info": "What a model is, which plugin serves it, and how much of it fits into this machine's memory.",
+    "plan": "What a model takes of devices, split how, and how fast they could serve it at most.",
     "run": "Answer one prompt.",
     "chat": "Talk with a model at the terminal.",
     "bench": "Measure a model's speed, and how much of this machine's it uses.",

@@ -93,6 +93,8 @@ class Conversation:
     turns: list[dict[str, Any]] = field(default_factory=list)
     #: The parts that go with the next question.
     attached: list[dict[str, Any]] = field(default_factory=list)
+    #: The adapter that answers.
+    lora: str | None = None
 
     def take(self, line: str) -> bool:
         """Answer a line, or do what a command says. False when it ends the conversation."""
@@ -136,7 +138,7 @@ class Conversation:
         written, output = StreamedText(sys.stdout), None
         with _interrupt() as is_interrupted:
             try:
-                with closing(self.llm.stream(self._messages(), self.params)) as answers:
+                with closing(self.llm.stream(self._messages(), self.params, lora=self.lora)) as answers:
                     for output in answers:
                         written.update(output.outputs[0].text)
                         if is_interrupted():

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bestiary.blocks import Attention
@@ -107,6 +108,18 @@ class Meter:
         self.steps.append(self._step(rows, now - self._last))
         self._last = now
         return results
+
+    def add_adapter(self, key: str, folder: Path) -> bytes:
+        """As the other executor does."""
+        return self._executor.add_adapter(key, folder)
+
+    def place_adapter(self, key: str, slot: int) -> None:
+        """As the other executor does."""
+        self._executor.place_adapter(key, slot)
+
+    def remove_adapter(self, key: str) -> None:
+        """As the other executor does."""
+        self._executor.remove_adapter(key)
 
     def close(self) -> None:
         """Close the other executor."""

@@ -60,6 +60,20 @@ class EngineFlags(ModelFlags):
     max_num_batched_tokens: Annotated[int | None, _flag("Most tokens of one step.")] = None
     kv_cache_memory_bytes: Annotated[int | None, _flag("Size of the cache of keys and values.")] = None
     gpu_memory_utilization: Annotated[float | None, _flag("Share of a GPU's memory to use.")] = None
+    tensor_parallel_size: Annotated[
+        int | None,
+        Parameter(name=("--tensor-parallel-size", "-tp"), help="Ranks that share every matrix.", show_default=False),
+    ] = None
+    pipeline_parallel_size: Annotated[
+        int | None,
+        Parameter(
+            name=("--pipeline-parallel-size", "-pp"),
+            help="Stages, each with its share of the layers.",
+            show_default=False,
+        ),
+    ] = None
+    lora: Annotated[tuple[str, ...], _flag("NAME=FOLDER: a LoRA adapter to answer with.")] = ()
+    max_lora_rank: Annotated[int | None, _flag("Largest rank of an adapter.")] = None
     limit_mm_per_prompt: Annotated[
         tuple[str, ...], _flag("NAME=NUMBER, such as image=2: the most items of a prompt. May be repeated.")
     ] = ()
@@ -72,7 +86,25 @@ class EngineFlags(ModelFlags):
         given = super().settings()
         if self.limit_mm_per_prompt:
             given["limit_mm_per_prompt"] = _counts(self.limit_mm_per_prompt)
+        if given.pop("lora", ()):
+            given["lora_modules"] = self.adapters()
         return given
+
+    def adapters(self) -> dict[str, str]:
+        """Folders of adapters by name. Raises SettingError for one that is not NAME=FOLDER, or a name given twice."""
+        found: dict[str, str] = {}
+        for item in self.lora:
+            name, _, folder = item.partition("=")
+            if not name or not folder or name in found:
+                raise SettingError(f"--lora {item}: write NAME=FOLDER, each name once")
+            found[name] = folder
+        return found
+
+    def adapter(self) -> str | None:
+        """The name of the one to answer with. Raises SettingError where several are given."""
+        if len(self.lora) > 1:
+            raise SettingError("--lora was given more than once: one adapter answers")
+        return next(iter(self.adapters()), None)
 
     def load(self, model: str) -> LLM:
         """The model, ready to generate."""

@@ -47,6 +47,7 @@ def command(
     if prompt.startswith("--"):
         raise UsageError(f"unknown option: {prompt} (a prompt that begins so comes through the standard input, with -)")
     check_files(media.named())
+    engine.adapter()
     text = _read_input() if prompt == "-" else prompt
     if chat is not False:
         _warm_templates()
@@ -59,7 +60,7 @@ def command(
     clock, written, output = _Clock(time.perf_counter()), StreamedText(sys.stdout), None
     is_question = has_template and chat is not False
     asked = _conversation(text, system, parts) if is_question else in_prompt(text, parts)
-    with closing(llm.stream(asked, params)) as answers:
+    with closing(llm.stream(asked, params, lora=engine.adapter())) as answers:
         for output in answers:
             clock.tick()
             written.update(output.outputs[0].text)

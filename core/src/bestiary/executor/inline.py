@@ -1,6 +1,7 @@
 """The model in this very process."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from bestiary.cache import CacheGroup
 from bestiary.executor.protocol import Immediate
@@ -22,9 +23,24 @@ class InlineExecutor(Immediate):
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step here and now."""
+        return self._open().execute(rows)
+
+    def add_adapter(self, key: str, folder: Path) -> bytes:
+        """Read an adapter into memory."""
+        return self._open().add_adapter(key, folder)
+
+    def place_adapter(self, key: str, slot: int) -> None:
+        """Fill a slot."""
+        self._open().place_adapter(key, slot)
+
+    def remove_adapter(self, key: str) -> None:
+        """Let an adapter go from memory."""
+        self._open().remove_adapter(key)
+
+    def _open(self) -> Runner:
         if self.runner is None:
             raise RuntimeError("the executor is closed")
-        return self.runner.execute(rows)
+        return self.runner
 
     def close(self) -> None:
         """Let model and cache go."""

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, Protocol, cast
+from threading import Thread
+from typing import Any, Literal, NoReturn, Protocol, cast
 
 from bestiary.architecture import Architecture
 from bestiary.cache import CacheGroup
 from bestiary.config import EngineConfig
-from bestiary.errors import EngineError, WorkerDied
+from bestiary.errors import AdapterError, EngineError, WorkerDied
 from bestiary.executor import wire
 from bestiary.executor.worker import identity
 from bestiary.runner import StepResult, StepRow
@@ -19,9 +20,14 @@ __all__ = ["Inbox", "ParallelExecutor", "Team"]
 
 #: What ranks say, (rank, message); a text instead of bytes says why there will be no more of that rank.
 Inbox = SimpleQueue[tuple[int, bytes | str]]
+#: Messages on their way, one for each rank; None is the last.
+_Outbox = SimpleQueue[list[bytes] | None]
 
+#: How ranks carry a command out: a step together, so that one that failed leaves the others waiting for ever; or each
+#: alone, as they read an adapter; or while they load, where the first failure ends it all.
+_How = Literal["together", "alone", "loading"]
 #: Seconds after which ranks that are silent while another one has failed will not answer any more.
-_GRACE = 0.8
+_PATIENCE: dict[_How, float] = {"together": 0.8, "alone": float("inf"), "loading": 0.0}
 #: How often ranks are looked after while none of them says anything, in seconds.
 _LOOK = 0.1
 
@@ -54,18 +60,21 @@ class ParallelExecutor:
     ) -> None:
         self.depth, shards = config.pipeline_parallel_size, config.tensor_parallel_size
         self.block_size = config.block_size
-        self._ranks = range(self.depth * shards)
+        self._ranks, self._shards = range(self.depth * shards), shards
         self._answering = (self.depth - 1) * shards
         self._inbox: Inbox = SimpleQueue()
         self._numbers: deque[int] = deque()
         self._dead: WorkerDied | None = None
-        self._next = 1
+        self._next = 0
         self._replies: dict[int, dict[int, wire.Reply]] = {}
         self._team = start(len(self._ranks), self._inbox)
+        # A thread of its own sends: ctrl-C cannot come between two ranks, and a rank that takes nothing stops nobody.
+        self._outbox = _Outbox()
+        Thread(target=_post, args=(self._outbox, self._team), daemon=True).start()
         try:
             ready = self._load(config, architecture, folder)
         except BaseException:
-            self._team.stop()
+            self.close()
             raise
         self.vocabulary, self.width = ready.vocabulary, ready.width
         self.max_model_len, self.most_crossed = ready.max_model_len, ready.most_crossed
@@ -73,70 +82,110 @@ class ParallelExecutor:
 
     def _load(self, config: EngineConfig, architecture: Architecture, folder: Path) -> wire.Ready:
         settings = {name: _plain(value) for name, value in asdict(config).items()}
-        for rank in self._ranks:
-            load = wire.Load(settings, str(folder), identity(architecture, config.plugin), rank, self._team.meeting)
-            self._team.send(rank, wire.pack(load))
-        rooms: list[wire.Room] = self._all(0, while_loading=True)
+        own = identity(architecture, config.plugin)
+        loads = [wire.Load(settings, str(folder), own, rank, self._team.meeting) for rank in self._ranks]
+        self._outbox.put([wire.pack(load) for load in loads])
+        rooms: list[wire.Room] = self._all(0, wire.Room, how="loading")
         self.groups: Sequence[CacheGroup] = _smallest([room.groups for room in rooms])
-        for rank in self._ranks:
-            self._team.send(rank, wire.pack(wire.Agreed(list(self.groups))))
-        ready: list[wire.Ready] = self._all(0, while_loading=True)
+        self._tell(wire.Agreed(list(self.groups)))
+        ready: list[wire.Ready] = self._all(0, wire.Ready, how="loading")
         return ready[self._answering]
+
+    def _tell(self, command: wire.Command) -> None:
+        """The same to every rank."""
+        self._outbox.put([wire.pack(command)] * len(self._ranks))
 
     def submit(self, rows: Sequence[StepRow]) -> None:
         """Send a step on its way. Raises WorkerDied where a rank is gone."""
         if self._dead is not None:
             raise self._dead
-        data = wire.pack(wire.Step.of(self._next, rows))
-        for rank in self._ranks:
-            self._team.send(rank, data)
-        self._numbers.append(self._next)
+        number = self._number()
+        self._tell(wire.Step.of(number, rows))
+        self._numbers.append(number)
+
+    def _number(self) -> int:
+        """Never the same: nobody waits for the answers to a command that was interrupted."""
         self._next += 1
+        return self._next
 
     def collect(self) -> list[StepResult]:
         """Wait for the step that was submitted first."""
         if self._dead is not None:
             raise self._dead
-        replies = self._all(self._numbers.popleft())
-        done: wire.Done = replies[self._answering]
-        return done.unpacked()
+        replies: list[wire.Done] = self._all(self._numbers.popleft(), wire.Done)
+        try:
+            return replies[self._answering].unpacked()
+        except Exception as error:
+            raise EngineError(f"what rank {self._answering} of the model found cannot be read ({error})") from None
 
-    def _all(self, number: int, *, while_loading: bool = False) -> list[Any]:
-        """Every rank's reply to a step. Raises what they raise, and WorkerDied, and then all are gone."""
+    def _all(self, number: int, kind: type, *, how: _How = "together") -> list[Any]:
+        """Every rank's reply to a command. Raises what they raise, and WorkerDied, and then all are gone."""
         found = self._replies.setdefault(number, {})
         silent = 0.0
-        while len(found) < len(self._ranks):
-            try:
-                rank, data = self._inbox.get(timeout=_LOOK)
-            except Empty:
-                self._team.look()
-                failed = any(isinstance(reply, wire.Failed) for reply in found.values())
-                silent += _LOOK
-                if failed and silent >= (_GRACE if not while_loading else 0.0):
-                    break
-                continue
-            silent = 0.0
-            if isinstance(data, str):
-                self._end(f"rank {rank} of the model is gone: {data}", found)
-            reply = wire.read(cast(bytes, data), "reply")
-            of = getattr(reply, "number", 0)
-            if of == number or of in self._numbers:  # nobody waits any more for a step that was interrupted
-                self._replies.setdefault(of, {})[rank] = reply
-        del self._replies[number]
-        return self._checked(found, while_loading)
+        try:
+            while len(found) < len(self._ranks):
+                try:
+                    rank, data = self._inbox.get(timeout=_LOOK)
+                except Empty:
+                    self._team.look()
+                    silent += _LOOK
+                    if _has_failed(found) and silent >= _PATIENCE[how]:
+                        break
+                    self._check_steps(silent)
+                    continue
+                silent = 0.0
+                if isinstance(data, str):
+                    if how == "loading" and _has_failed(found):  # it ends when it has said why it cannot load
+                        break
+                    self._end(f"rank {rank} of the model is gone: {data}", found)
+                self._sort_in(rank, data, number, kind)
+        finally:
+            self._replies.pop(number, None)
+        return self._checked(found, how)
 
-    def _checked(self, found: dict[int, wire.Reply], while_loading: bool) -> list[Any]:
+    def _sort_in(self, rank: int, data: bytes, number: int, kind: type) -> None:
+        """A reply to where it is waited for; what comes twice, or for a step that was interrupted, to nowhere."""
+        try:
+            reply: wire.Reply = wire.read(data, "reply")
+        except EngineError as error:
+            self._end(f"rank {rank} of the model is gone: {error}", {})
+        of = getattr(reply, "number", 0)
+        wanted = kind if of == number else wire.Done if of in self._numbers else None
+        if wanted is not None and isinstance(reply, (wire.Failed, wanted)):
+            self._replies.setdefault(of, {}).setdefault(rank, reply)
+
+    def _check_steps(self, silent: float) -> None:
+        """Raise WorkerDied where a step that is on its way failed on some ranks, and others wait for them in it."""
+        for number in self._numbers:
+            found = self._replies.get(number, {})
+            if _has_failed(found) and len(found) < len(self._ranks) and silent >= _PATIENCE["together"]:
+                self._checked(found, "together")
+
+    def _checked(self, found: dict[int, wire.Reply], how: _How) -> list[Any]:
         failures = {rank: reply for rank, reply in found.items() if isinstance(reply, wire.Failed)}
         if not failures:
             return [found[rank] for rank in self._ranks]
         # The first stage that failed says why; those after it only that it did.
         cause = next((f for _, f in sorted(failures.items()) if f.kind != "StageFailed"), None)
         error = (cause or next(iter(failures.values()))).error()
-        if len(failures) < len(self._ranks) and not while_loading:
+        if how == "together" and not self._are_together(found, failures):
             self._end(f"rank {min(failures)} of the model failed alone ({error})", found)
         raise error
 
-    def _end(self, why: str, found: dict[int, wire.Reply]) -> None:
+    def _are_together(self, found: dict[int, wire.Reply], failures: dict[int, wire.Failed]) -> bool:
+        """No rank waits for another one, and none has taken one step's tensors for another's.
+
+        A rank answers when it has exchanged what there is to exchange. With another step behind this one, though, it
+        may have got that from a shard that failed and went on: then only shards that fail alike have not parted.
+        """
+        if len(found) < len(self._ranks):
+            return False
+        if self.depth == 1 or self._shards == 1:
+            return True
+        stages = [self._ranks[first : first + self._shards] for first in self._ranks[:: self._shards]]
+        return all(len({rank in failures for rank in stage}) == 1 for stage in stages)
+
+    def _end(self, why: str, found: dict[int, wire.Reply]) -> NoReturn:
         """Nothing can run any more: ranks wait for each other."""
         causes = [reply.text for reply in found.values() if isinstance(reply, wire.Failed)]
         self.close()
@@ -148,11 +197,50 @@ class ParallelExecutor:
         self.submit(rows)
         return self.collect()
 
+    def add_adapter(self, key: str, folder: Path) -> bytes:
+        """Read an adapter into every rank's memory."""
+        try:
+            added: list[wire.Added] = self._ask(lambda number: wire.AddAdapter(number, key, str(folder)), wire.Added)
+            if len({one.digest for one in added}) != 1:
+                raise AdapterError(f"the ranks of the model read different adapters from {folder}")
+        except AdapterError:
+            self.remove_adapter(key)
+            raise
+        return added[0].digest
+
+    def place_adapter(self, key: str, slot: int) -> None:
+        """Fill a slot on every rank."""
+        self._ask(lambda number: wire.PlaceAdapter(number, key, slot))
+
+    def remove_adapter(self, key: str) -> None:
+        """Let an adapter go from every rank's memory."""
+        self._ask(lambda number: wire.RemoveAdapter(number, key))
+
+    def _ask(self, command: Callable[[int], wire.Command], kind: type = wire.Done) -> list[Any]:
+        """Every rank's reply to a command that each can fail alone, as no rank waits for another in it."""
+        if self._dead is not None:
+            raise self._dead
+        number = self._number()
+        self._tell(command(number))
+        return self._all(number, kind, how="alone")
+
     def close(self) -> None:
         """End all ranks."""
+        self._outbox.put(None)
         self._team.stop()
         self._numbers.clear()
         self._replies.clear()
+
+
+def _post(outbox: _Outbox, team: Team) -> None:
+    """Send a message to each rank, again and again, until there are no more."""
+    while (messages := outbox.get()) is not None:
+        for rank, message in enumerate(messages):
+            team.send(rank, message)
+
+
+def _has_failed(found: dict[int, wire.Reply]) -> bool:
+    return any(isinstance(reply, wire.Failed) for reply in found.values())
 
 
 def _smallest(rooms: Sequence[Sequence[CacheGroup]]) -> list[CacheGroup]:

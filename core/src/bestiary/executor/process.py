@@ -19,10 +19,12 @@ from bestiary.executor.parallel import Inbox
 
 __all__ = ["start"]
 
-#: A worker that has not been heard of for so long hangs, in seconds.
-_SILENCE = 15.0
+#: A worker that has not been heard of for so long hangs, in seconds: once it has spoken, and while it is imported.
+_SILENCE, _BIRTH = 15.0, 180.0
 #: And for so long before its state is asked for: workers say every fifth of a second that they live.
-_QUIET = 0.5
+_QUIET = 0.4
+#: Who was not asked for so long knows nothing of the time between: it, or this process, may have slept.
+_GAP = 1.0
 
 
 def start(ranks: int, inbox: Inbox) -> "_Processes":
@@ -54,14 +56,36 @@ class _Processes:
         """Kill them: they hold nothing that must be saved."""
         for worker in self._workers:
             worker.kill()
+        for worker in self._workers:
+            worker.bury()
         self._folder.cleanup()
+
+
+class _Silence:
+    """How long somebody has not been heard of, counted while somebody else asks for it."""
+
+    def __init__(self) -> None:
+        self._heard = self._asked = time.monotonic()
+        self.ever_heard = False
+
+    def heard(self) -> None:
+        """Not silent."""
+        self._heard, self.ever_heard = time.monotonic(), True
+
+    def seconds(self) -> float:
+        """So far."""
+        now = time.monotonic()
+        if now - self._asked > _GAP:
+            self._heard = now
+        self._asked = now
+        return now - self._heard
 
 
 class _Worker:
     def __init__(self, rank: int, ranks: int, inbox: Inbox) -> None:
         self.rank = rank
         self._inbox = inbox
-        self._heard = time.monotonic()
+        self._silence = _Silence()
         self._connection, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "bestiary.executor.rank", str(theirs.fileno())]
@@ -81,21 +105,23 @@ class _Worker:
 
     def trouble(self) -> str | None:
         """What is wrong with it, as far as that shows from outside."""
-        silence = time.monotonic() - self._heard
+        silence = self._silence.seconds()
         if silence > _QUIET and _state(self._process.pid) in ("T", "t"):
             return f"its process {self._process.pid} was stopped"
-        if silence > _SILENCE:
+        if silence > (_SILENCE if self._silence.ever_heard else _BIRTH):
             return f"its process {self._process.pid} has not been heard of for {silence:.0f} s"
         return None
 
     def kill(self) -> None:
-        self._connection.close()
         self._process.kill()
+
+    def bury(self) -> None:
         self._process.wait()
+        self._connection.close()
 
     def _read(self) -> None:
         while (data := frames.receive(self._connection)) is not None:
-            self._heard = time.monotonic()
+            self._silence.heard()
             if data:
                 self._inbox.put((self.rank, data))
         self._inbox.put((self.rank, f"its process {self._process.pid} ended{_cause(self._process)}"))

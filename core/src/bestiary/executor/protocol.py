@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 from bestiary.cache import CacheGroup
@@ -42,6 +43,15 @@ class Executor(Protocol):
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Both in one, while no other step is on its way."""
+
+    def add_adapter(self, key: str, folder: Path) -> bytes:
+        """Read an adapter into memory; the digest of its content. Raises AdapterError, and nothing has changed."""
+
+    def place_adapter(self, key: str, slot: int) -> None:
+        """Fill a slot with an adapter that is in memory, for the steps that are submitted from now on."""
+
+    def remove_adapter(self, key: str) -> None:
+        """Let an adapter go from memory; one that is not there is passed over."""
 
     def close(self) -> None:
         """Let model and cache go. A second call does nothing."""

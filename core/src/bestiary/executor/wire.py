@@ -18,7 +18,23 @@ from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs
 
-__all__ = ["Agreed", "Command", "Done", "Failed", "Load", "Ready", "Reply", "Room", "Step", "pack", "read"]
+__all__ = [
+    "AddAdapter",
+    "Added",
+    "Agreed",
+    "Command",
+    "Done",
+    "Failed",
+    "Load",
+    "PlaceAdapter",
+    "Ready",
+    "RemoveAdapter",
+    "Reply",
+    "Room",
+    "Step",
+    "pack",
+    "read",
+]
 
 
 class _Tensor(msgspec.Struct, array_like=True):
@@ -77,6 +93,7 @@ class _Row(msgspec.Struct, array_like=True):
     num_vectors: int
     inputs: _Inputs | None
     is_crossed: bool
+    adapter: int
 
 
 class _Result(msgspec.Struct, array_like=True):
@@ -118,6 +135,36 @@ class Step(msgspec.Struct, tag=True):
     def unpacked(self) -> list[StepRow]:
         """The rows."""
         return [_row(row) for row in self.rows]
+
+
+class AddAdapter(msgspec.Struct, tag=True):
+    """Read an adapter into memory."""
+
+    number: int
+    key: str
+    folder: str
+
+
+class PlaceAdapter(msgspec.Struct, tag=True):
+    """Fill a slot with one."""
+
+    number: int
+    key: str
+    slot: int
+
+
+class RemoveAdapter(msgspec.Struct, tag=True):
+    """Let one go."""
+
+    number: int
+    key: str
+
+
+class Added(msgspec.Struct, tag=True):
+    """An adapter is in memory."""
+
+    number: int
+    digest: bytes
 
 
 class Room(msgspec.Struct, tag=True):
@@ -173,8 +220,8 @@ class Failed(msgspec.Struct, tag=True):
         return EngineError(f"{self.kind}: {self.text}")
 
 
-Command = Load | Agreed | Step
-Reply = Room | Ready | Done | Failed
+Command = Load | Agreed | Step | AddAdapter | PlaceAdapter | RemoveAdapter
+Reply = Room | Ready | Done | Added | Failed
 
 pack = msgspec.msgpack.Encoder().encode
 _COMMANDS, _REPLIES = msgspec.msgpack.Decoder(Command), msgspec.msgpack.Decoder(Reply)
@@ -200,6 +247,7 @@ def _packed_row(row: StepRow) -> _Row:
         row.num_vectors,
         None if row.inputs.ends_before(row.start) and not row.inputs.shift else _packed_inputs(row),
         row.is_crossed,
+        row.adapter,
     )
 
 
@@ -216,6 +264,7 @@ def _row(row: _Row) -> StepRow:
         row.num_vectors,
         inputs,
         row.is_crossed,
+        row.adapter,
     )
 
 

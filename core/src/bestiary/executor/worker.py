@@ -57,10 +57,19 @@ def serve(channel: Channel, join: Callable[[wire.Load], Link]) -> None:
 
 
 def _answer(runner: Runner, command: wire.Command) -> wire.Reply:
-    if not isinstance(command, wire.Step):
+    if isinstance(command, wire.Load | wire.Agreed):
         raise EngineError(f"a worker that runs cannot take a {type(command).__name__} command")
     try:
-        return wire.Done.of(command.number, runner.execute(command.unpacked()))
+        match command:
+            case wire.Step():
+                return wire.Done.of(command.number, runner.execute(command.unpacked()))
+            case wire.AddAdapter():
+                return wire.Added(command.number, runner.add_adapter(command.key, Path(command.folder)))
+            case wire.PlaceAdapter():
+                runner.place_adapter(command.key, command.slot)
+            case wire.RemoveAdapter():
+                runner.remove_adapter(command.key)
+        return wire.Done(command.number, [])
     except Exception as error:
         return wire.Failed.of(command.number, error)
 

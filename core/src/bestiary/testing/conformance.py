@@ -65,7 +65,7 @@ def plan(name: str) -> list[Planned]:
 
 def _checks() -> list[Any]:
     """All there are, in the order of the modules that hold them."""
-    for module in ("checks", "invariants", "media_checks"):
+    for module in ("checks", "invariants", "media_checks", "lora_checks"):
         import_module(f"bestiary.testing.{module}")
     found: list[Any] = import_module("bestiary.testing.checklist").CHECKS
     return found

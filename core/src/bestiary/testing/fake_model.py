@@ -10,11 +10,12 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from struct import pack
 from typing import NamedTuple
 
 from bestiary.cache import CacheGroup
-from bestiary.errors import EngineError
+from bestiary.errors import AdapterError, EngineError
 from bestiary.inputs import NOTHING, Inputs
 from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
@@ -89,6 +90,17 @@ class FakeExecutor:
             self._write(rows[number], [_NAN] * len(rows[number].tokens))
             self._is_spoiled = True
         return [self._result(row) for row in rows]
+
+    def add_adapter(self, key: str, folder: Path) -> bytes:
+        """The fake model knows no adapters."""
+        raise AdapterError("the fake model knows no adapters")
+
+    def place_adapter(self, key: str, slot: int) -> None:
+        """The fake model knows no adapters."""
+        raise AdapterError("the fake model knows no adapters")
+
+    def remove_adapter(self, key: str) -> None:
+        """The fake model knows no adapters."""
 
     def close(self) -> None:
         """Nothing to let go: the memory is this object's own."""

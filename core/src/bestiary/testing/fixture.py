@@ -156,6 +156,17 @@ class Fixture:
         with safe_open(self.folder / "model.safetensors", "pt") as file:
             return sorted(file.keys())
 
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what the checkpoint holds."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / "model.safetensors", "pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+
+    def place(self, name: str) -> Path:
+        """An empty folder of that name."""
+        return self._fresh(name)
+
     def _fresh(self, name: str) -> Path:
         folder = self._root / re.sub(r"\W+", "-", name)
         shutil.rmtree(folder, ignore_errors=True)
@@ -207,7 +218,15 @@ class Fixture:
         """A prompt as the engine takes it, by the way of every user's prompt."""
         return parse_prompts(sample.prompt(), None, engine.processor, engine.admission)[0]
 
-    def add(self, engine: Engine, name: str, sample: Sample | ParsedPrompt, *, logprobs: bool = False) -> None:
+    def add(
+        self,
+        engine: Engine,
+        name: str,
+        sample: Sample | ParsedPrompt,
+        *,
+        logprobs: bool = False,
+        lora: str | None = None,
+    ) -> None:
         """Queue a prompt for a greedy answer, or for vectors."""
         parsed = self.parsed(engine, sample) if isinstance(sample, Sample) else sample
         shown = self.vocabulary if logprobs else None
@@ -220,14 +239,22 @@ class Fixture:
             prompt_logprobs=shown,
         )
         asked = None if self.pools else params
-        engine.add_request(name, parsed.token_ids, asked, inputs=parsed.inputs, final_only=True)
+        engine.add_request(name, parsed.token_ids, asked, inputs=parsed.inputs, final_only=True, lora=lora)
 
     def answers(
-        self, engine: Engine, samples: Sequence[Sample | ParsedPrompt], *, logprobs: bool = False
+        self,
+        engine: Engine,
+        samples: Sequence[Sample | ParsedPrompt],
+        *,
+        logprobs: bool = False,
+        lora: Sequence[str | None] | None = None,
     ) -> list[Answer]:
-        """Serve prompts together. Raises EngineError where one ends with an error; nothing may stay behind."""
-        for i, sample in enumerate(samples):
-            self.add(engine, str(i), sample, logprobs=logprobs)
+        """Serve prompts together, each with its adapter.
+
+        Raises EngineError where one ends with an error; nothing may stay behind.
+        """
+        for i, (sample, name) in enumerate(zip(samples, lora or [None] * len(samples), strict=True)):
+            self.add(engine, str(i), sample, logprobs=logprobs, lora=name)
         found = self.drain(engine)
         return [found[str(i)] for i in range(len(samples))]
 

@@ -1,17 +1,19 @@
 """Level L3: what may change no answer, be it company, cut, cache or what was given up before."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from bestiary.architecture import Architecture
 from bestiary.config import ENGINE_CAPABILITIES
+from bestiary.engine import Engine
 from bestiary.errors import SettingError
 from bestiary.testing.checklist import NotApplicable, NotOffered, check, require
 from bestiary.testing.checks import TOLERANCE
 from bestiary.testing.fixture import Answer, Fixture
 
-__all__ = ["alone_answers", "same"]
+__all__ = ["alone_answers", "offered", "same", "spread"]
 
 
 def same(fixture: Fixture, found: list[Answer], what: str) -> None:
@@ -114,46 +116,50 @@ def _reused_slots(fixture: Fixture) -> None:
 @check("L3")
 def _pipeline(fixture: Fixture) -> None:
     """Two stages give the answers of one."""
-    _offered(fixture.declared, "pipeline")
+    offered(fixture.declared, "pipeline")
     _spread(fixture, "over two stages", stages=2)
 
 
 @check("L3")
 def _tensor(fixture: Fixture) -> None:
     """Ranks that share every matrix give the answers of one."""
-    _offered(fixture.declared, "tensor")
+    offered(fixture.declared, "tensor")
     _spread(fixture, "over shards", shards=True)
 
 
 @check("L3")
 def _tensor_in_stages(fixture: Fixture) -> None:
     """Two stages of ranks that share every matrix give the answers of one."""
-    _offered(fixture.declared, "pipeline")
-    _offered(fixture.declared, "tensor")
+    offered(fixture.declared, "pipeline")
+    offered(fixture.declared, "tensor")
     _spread(fixture, "over stages of shards", shards=True, stages=2)
 
 
 def _spread(fixture: Fixture, what: str, *, stages: int = 1, shards: bool = False) -> None:
-    """With blocks and chunks that are not the usual ones, so that cuts fall anywhere."""
-    settings: dict[str, Any] = {"block_size": 5, "max_num_batched_tokens": 11, "pipeline_parallel_size": stages}
+    def use(engine: Engine) -> None:
+        for _ in range(2):  # the second time with prefixes found
+            same(fixture, fixture.answers(engine, fixture.samples), what)
+
+    spread(fixture, use, stages=stages, shards=shards)
+
+
+def spread(
+    fixture: Fixture, use: Callable[[Engine], None], *, stages: int = 1, shards: bool = False, **settings: Any
+) -> None:
+    """Use an engine over ranks, with blocks and chunks that are not the usual ones, so that cuts fall anywhere."""
+    settings |= {"block_size": 5, "max_num_batched_tokens": 11, "pipeline_parallel_size": stages}
     try:
         engine = fixture.engine(**settings, tensor_parallel_size=2 if shards else 1)
     except SettingError:  # two cannot share an odd number of heads
         engine = fixture.engine(**settings, tensor_parallel_size=3)
     try:
-        for _ in range(2):  # the second time with prefixes found
-            same(fixture, fixture.answers(engine, fixture.samples), what)
+        use(engine)
     finally:
         engine.close()
 
 
-@check("L3", of_case=False)
-def _lora(architecture: Architecture) -> None:
-    """An adapter does what merging it would do."""
-    _offered(architecture, "lora")
-
-
-def _offered(architecture: Architecture, capability: str) -> None:
+def offered(architecture: Architecture, capability: str) -> None:
+    """Raise unless the plugin declares it, and this engine offers it."""
     if not getattr(architecture, capability):
         raise NotApplicable("not declared")
     if capability not in ENGINE_CAPABILITIES:
