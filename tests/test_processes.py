@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bestiary import LLM, SamplingParams
+from bestiary import LLM, SamplingParams, limits
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.errors import EngineError, PluginIncompatible, SettingError, TensorMismatch
@@ -230,7 +230,7 @@ def test_a_request_that_fails_on_every_process_alike_ends_alone(
 ) -> None:
     """A token that no tensor of integers takes: nothing but the engine's check would keep it away."""
     llm = serve(tensor, pipeline)
-    monkeypatch.setattr(llm.engine, "_check_prompt", lambda *_: None)
+    monkeypatch.setattr(limits, "_check_prompt", lambda *_: None)
     done = beside(llm, [5, 2**63], greedy(detokenize=False))
     (answer,) = done.pop("culprit").outputs
     assert answer.finish_reason == "error"
@@ -256,7 +256,7 @@ def test_a_request_that_fails_where_its_token_is_chosen_ends_alone(
 ) -> None:
     """A bias for a token that is not there: only the rank that answers finds out, when all have done theirs."""
     llm = serve(tensor, pipeline)
-    monkeypatch.setattr(llm.engine, "_check_params", lambda *_: None)
+    monkeypatch.setattr(limits, "_check_params", lambda *_: None)
     done = beside(llm, [5], greedy(logit_bias={10**6: 1.0}))
     (answer,) = done.pop("culprit").outputs
     assert answer.finish_reason == "error", answer
@@ -325,7 +325,7 @@ def test_a_closed_engine_leaves_neither_process_nor_folder(
 
 DRIVER = """
 import sys
-from bestiary import LLM, SamplingParams
+from bestiary import LLM, SamplingParams, limits
 llm = LLM(sys.argv[1], dtype="float32", max_model_len=2048, tensor_parallel_size=2, kv_cache_memory_bytes=2**24)
 print("ready", flush=True)
 while True:

@@ -1,23 +1,23 @@
 """Requests in, results out: owns scheduler, executor and output. Knows no model and no tensor."""
 
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bestiary import executor as executors
-from bestiary import hub, model, registry
-from bestiary.adapters import Book, Entry, adapter_folder
+from bestiary import hub, limits, model, registry
 from bestiary.architecture import Architecture
 from bestiary.cache import BlockTable, PagedCache
 from bestiary.cache.tables import root_key
 from bestiary.checkpoint import ConfigFile, generation
 from bestiary.config import EngineConfig
-from bestiary.errors import AdapterError, CapabilityMissing, EngineError, RequestError, WorkerDied
+from bestiary.errors import EngineError, RequestError, WorkerDied
 from bestiary.executor import Executor
+from bestiary.flights import Flights
 from bestiary.inputs import NOTHING, Inputs
+from bestiary.loras import Adapters
 from bestiary.media import Admission
 from bestiary.output import FinishReason, Logprob, OutputText, RequestOutput
 from bestiary.prompts import TEXT_ALONE, Processor
@@ -37,10 +37,6 @@ __all__ = ["Engine"]
 
 #: A request for vectors asks nothing of a sampler.
 _NO_PARAMS = SamplingParams(detokenize=False)
-
-
-#: A step that is back: what was asked, and what came of each row.
-_Landed = tuple[list[Scheduled], list[StepResult | Exception]]
 
 
 class Engine:
@@ -67,11 +63,7 @@ class Engine:
         self._seeds = random.Random(config.seed)
         #: Why nothing runs any more, until `restart`.
         self.failure: WorkerDied | None = None
-        #: Steps on their way, with what went wrong when they were sent; and steps that are back and wait.
-        self._flights: deque[tuple[list[Scheduled], Exception | None]] = deque()
-        self._landed: deque[_Landed] = deque()
-        #: Adapters by name, and the slots that they share.
-        self.adapters = Book(config.max_loras, config.max_cpu_loras or config.max_loras)
+        self.adapters = Adapters(config, lambda: self.executor)
         self._serve_with(executor)
 
     def _serve_with(self, executor: Executor) -> None:
@@ -84,8 +76,9 @@ class Engine:
                 f"the executor promises contexts of {executor.max_model_len} tokens, its cache holds {holds}"
             )
         self.executor = executor
-        self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens, self.adapters)
-        self.adapters.clear_slots()
+        self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens, self.adapters.book)
+        self.adapters.book.clear_slots()
+        self._flights = Flights(executor, self.scheduler, self.adapters, self._row)
 
     @classmethod
     def load(
@@ -108,55 +101,13 @@ class Engine:
         executor = start(config, architecture, folder)
         engine = cls(config, executor, tokenizer, ends)
         engine._restart = partial(start, config, architecture, folder)
-        engine.architecture = architecture
+        engine.architecture = engine.adapters.architecture = architecture
         engine.admission = Admission.of(architecture, config, executor.width)
         if architecture.processor is not None:
             engine.processor = model.processor(architecture)(file, folder, tokenizer)
         for name, path in config.lora_modules.items():
-            engine.load_adapter(name, Path(path))
+            engine.adapters.load(name, Path(path))
         return engine
-
-    def load_adapter(self, name: str, folder: Path) -> None:
-        """Let requests use a LoRA adapter, a folder as PEFT saves it, by this name; other content may have had it.
-
-        Who runs with the old content keeps it, and nobody finds what the old content left in the cache. Raises
-        AdapterError, RequestError or CapabilityMissing, and then everything is as it was.
-        """
-        if not self.config.enable_lora:
-            raise CapabilityMissing(f"lora {name!r}: the model was loaded with enable_lora=False")
-        if self.architecture is not None:
-            registry.require(self.architecture, lora=True)
-        key, path = self.adapters.new_key(name), adapter_folder(folder, self.config.allowed_lora_path)
-        self.adapters.enter(Entry(name, path, key, self.executor.add_adapter(key, path)))
-        self._forget_adapters()
-
-    def unload_adapter(self, name: str) -> None:
-        """Take a name away. Requests that run with it go on. Raises RequestError for a name that nothing has."""
-        self.adapters.remove(name)
-        self._forget_adapters()
-
-    def _forget_adapters(self) -> None:
-        for entry in self.adapters.surplus():
-            self.executor.remove_adapter(entry.key)
-
-    def _seat_adapters(self) -> None:
-        """Fill the slots that the next step needs. Whose adapter cannot be had fails when its row is made."""
-        for slot, entry in self.adapters.moves():
-            try:
-                if not self.adapters.is_held(entry):
-                    self._read_again(entry)
-                self.executor.place_adapter(entry.key, slot)
-            except Exception as failure:
-                self.adapters.unseat(entry)
-                entry.trouble = str(failure)
-
-    def _read_again(self, entry: Entry) -> None:
-        """Its matrices had left memory."""
-        if self.executor.add_adapter(entry.key, entry.folder) != entry.digest:
-            self.executor.remove_adapter(entry.key)
-            raise AdapterError(f"{entry.folder} has changed since adapter {entry.name!r} was loaded: load it again")
-        self.adapters.held(entry)
-        self._forget_adapters()
 
     def has_unfinished_requests(self) -> bool:
         """Something waits or runs."""
@@ -165,54 +116,11 @@ class Engine:
     def check(self, prompt_ids: Sequence[int], params: SamplingParams | None, inputs: Inputs = NOTHING) -> None:
         """Raise RequestError for a request that can never be served here, before anything is taken for it.
 
-        Without `params` it is one for vectors, of a model that pools.
+        Without `params` it is one for vectors, of a model that pools. Raises EngineError where nothing runs any more.
         """
         if self.failure is not None:
             raise EngineError(f"the model does not run any more ({self.failure})")
-        if (params is None) != (self.executor.pools is not None):
-            gives = "vectors: use embed, reward or classify" if params else "tokens: use generate or chat"
-            raise RequestError(f"{self.config.model} gives {gives}")
-        self._check_prompt(prompt_ids, 0 if params is None else 1)
-        self._check_inputs(prompt_ids, inputs)
-        if params is not None:
-            self._check_params(params)
-
-    def _check_prompt(self, prompt_ids: Sequence[int], room: int) -> None:
-        vocabulary, longest = self.executor.vocabulary, self.executor.max_model_len
-        if not prompt_ids:
-            raise RequestError("the prompt is empty: give at least one token")
-        if len(prompt_ids) + room > longest:
-            raise RequestError(
-                f"the prompt has {len(prompt_ids)} tokens, and max_model_len={longest} leaves room for "
-                f"{longest - room}{' before the first token of an answer' * room}: shorten it, or raise max_model_len"
-            )
-        for place, token in enumerate(prompt_ids):
-            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary:
-                raise RequestError(
-                    f"prompt token {place} is {token!r}: ids are whole numbers from 0 to {vocabulary - 1}"
-                )
-
-    def _check_inputs(self, prompt_ids: Sequence[int], inputs: Inputs) -> None:
-        chunk, most = self.config.max_num_batched_tokens, self.executor.most_crossed
-        if inputs.prefix > chunk:
-            raise RequestError(
-                f"the first {inputs.prefix} tokens of the prompt must be computed together, and "
-                f"max_num_batched_tokens={chunk}: raise it, or shorten the prompt"
-            )
-        if inputs.num_crossed > most:
-            raise RequestError(
-                f"the prompt brings {inputs.num_crossed} vectors for the model to look at, and it has room for {most}"
-            )
-        if inputs.spans and inputs.spans[-1].end > len(prompt_ids):
-            raise EngineError("an item stands beyond the end of its prompt")
-
-    def _check_params(self, params: SamplingParams) -> None:
-        params.check_vocabulary(self.executor.vocabulary)
-        for name in ("logprobs", "prompt_logprobs"):
-            if (asked := getattr(params, name)) is not None and asked > self.config.max_logprobs:
-                raise RequestError(f"{name}={asked}: at most max_logprobs={self.config.max_logprobs} are given")
-        if params.stop and self.tokenizer is None:
-            raise RequestError("stop strings need a tokenizer: use stop_token_ids, or load the model with one")
+        limits.check(self.config, self.executor, self.tokenizer is not None, prompt_ids, params, inputs)
 
     def add_request(
         self,
@@ -294,14 +202,10 @@ class Engine:
 
         Where the model is a pipeline, as many steps are on their way as it has stages, and the oldest is waited for.
         """
-        self._depart()
-        if not self._landed and not self._flights:
-            return []
-        plan, results = self._landed.popleft() if self._landed else self._collect()
-        if isinstance(results[0], WorkerDied):
-            return self._die(results[0])
-        current = self.scheduler.land(plan)
-        found = [(entry, result) for entry, result, ok in zip(plan, results, current, strict=True) if ok]
+        self._flights.depart()
+        found = self._flights.land()
+        if found and isinstance(found[0][1], WorkerDied):
+            return self._die(found[0][1])
         self.scheduler.commit([entry for entry, result in found if not isinstance(result, Exception)])
         touched: dict[str, Request] = {}
         for entry, result in found:
@@ -326,7 +230,6 @@ class Engine:
         """End everything with the reason; what the cache held is lost."""
         self.failure = failure
         self._flights.clear()
-        self._landed.clear()
         for answer in list(self._answers.values()):
             self._finish(answer, "error", f"{type(failure).__name__}: {failure}")
         return [self._retire(request) for request in list(self._requests.values())]
@@ -337,60 +240,9 @@ class Engine:
             raise EngineError("this engine was not loaded from a folder: make a new one")
         self.abort(list(self._requests))
         self._flights.clear()
-        self._landed.clear()
         self.executor.close()
         self._serve_with(self._restart())
         self.failure = None
-
-    def _depart(self) -> None:
-        """Send steps off as long as there are any, and places for them; each gets its share of the sequences."""
-        depth = self.executor.depth
-        while len(self._flights) + len(self._landed) < depth:
-            most = None if depth == 1 else max(1, -(-min(len(self.scheduler), self.config.max_num_seqs) // depth))
-            plan = self.scheduler.schedule(most)
-            if not plan:
-                break
-            self.scheduler.depart(plan)
-            self._seat_adapters()
-            failure: Exception | None = None
-            try:
-                self.executor.submit([self._row(entry) for entry in plan])
-            except Exception as error:
-                failure = error
-            self._flights.append((plan, failure))
-
-    def _collect(self) -> _Landed:
-        """Wait for the oldest step; where it failed, run each row alone, so that only the culprit's request ends."""
-        first = self._land()
-        if not _can_be_retried(*first):
-            return first
-        # A row runs alone when nothing else is on its way.
-        others = [self._land() for _ in range(len(self._flights))]
-        first, *others = [
-            (plan, [self._execute_alone(entry) for entry in plan])
-            if _can_be_retried(plan, results)
-            else (plan, results)
-            for plan, results in (first, *others)
-        ]
-        self._landed.extend(others)
-        return first
-
-    def _land(self) -> _Landed:
-        plan, failed = self._flights.popleft()
-        if failed is not None:
-            return plan, [failed] * len(plan)
-        try:
-            return plan, list(self.executor.collect())
-        except Exception as failure:
-            return plan, [failure] * len(plan)
-
-    def _execute_alone(self, entry: Scheduled) -> StepResult | Exception:
-        if entry.sequence.flight is not entry:
-            return EngineError("given up meanwhile")
-        try:
-            return self.executor.execute([self._row(entry)])[0]
-        except Exception as failure:
-            return failure
 
     def _row(self, entry: Scheduled) -> StepRow:
         sequence, answer = entry.sequence, self._answers[entry.sequence]
@@ -401,10 +253,7 @@ class Engine:
             row.num_vectors = entry.count if self.executor.pools == "all" else int(entry.samples)
         elif entry.samples:
             row.sampling = Row(params, sequence.tokens, sequence.num_prompt, answer.seed, answer.request.end_ids)
-        if (entry_ := sequence.adapter) is not None:
-            if entry_.slot is None:
-                raise AdapterError(f"adapter {entry_.name!r} cannot be had any more: {entry_.trouble}")
-            row.adapter = entry_.slot
+        row.adapter = self.adapters.slot(sequence.adapter)
         row.inputs, row.is_crossed = sequence.table.inputs, sequence.has_crossed
         if params.prompt_logprobs is not None and sequence.reads_prompt and entry.start < sequence.num_prompt:
             row.prompt_logprobs = params.prompt_logprobs
@@ -480,7 +329,7 @@ class Engine:
         if request.adapter is not None:
             request.adapter.requests -= 1
             if self.failure is None:
-                self._forget_adapters()
+                self.adapters.tidy()
         return request.output()
 
     def check_integrity(self) -> None:
@@ -489,18 +338,12 @@ class Engine:
         if len(sequences) != len(self._answers) or set(sequences) != self._answers.keys():
             raise EngineError("the scheduler and the engine know different sequences")
         self.scheduler.cache.check_integrity(s.table for s in sequences)
-        self.adapters.check_integrity([s.adapter for s in self.scheduler.running if s.adapter is not None])
+        self.adapters.book.check_integrity([s.adapter for s in self.scheduler.running if s.adapter is not None])
 
     def close(self) -> None:
         """End everything and let the model go."""
         self.abort(list(self._requests))
         self.executor.close()
-
-
-def _can_be_retried(plan: list[Scheduled], results: list[StepResult | Exception]) -> bool:
-    """A step of several rows failed as a whole, and the model is still there."""
-    failure = results[0]
-    return len(plan) > 1 and isinstance(failure, Exception) and not isinstance(failure, WorkerDied)
 
 
 def _require(architecture: Architecture, config: EngineConfig) -> None:

@@ -287,11 +287,11 @@ class LLM:
         Where the name is in use already, those that run with it go on with the old content. Raises AdapterError,
         RequestError or CapabilityMissing, and then everything is as it was.
         """
-        self.engine.load_adapter(name, Path(path))
+        self.engine.adapters.load(name, Path(path))
 
     def unload_lora(self, name: str) -> None:
         """Take an adapter's name away. Raises RequestError where there is none."""
-        self.engine.unload_adapter(name)
+        self.engine.adapters.unload(name)
 
     def list_loras(self) -> list[str]:
         """The names of the adapters that are loaded."""

@@ -72,7 +72,7 @@ def _lora(fixture: Fixture) -> None:
     every, half = _adapters(fixture)
     engine = fixture.engine(max_loras=2)
     for name, adapter in (("every", every), ("half", half)):
-        engine.load_adapter(name, adapter.folder)
+        engine.adapters.load(name, adapter.folder)
         _is_merged(fixture, engine, name, adapter, name)
     (plain,) = fixture.answers(engine, fixture.samples[:1], logprobs=True)
     for one, other in ((plain, every.first), (every.first, half.first)):
@@ -84,8 +84,8 @@ def _lora_company(fixture: Fixture) -> None:
     """Two adapters and none in one batch are answered as each alone."""
     every, half = _adapters(fixture)
     engine = fixture.engine(max_loras=2, max_num_seqs=16, block_size=5, max_num_batched_tokens=11)
-    engine.load_adapter("every", every.folder)
-    engine.load_adapter("half", half.folder)
+    engine.adapters.load("every", every.folder)
+    engine.adapters.load("half", half.folder)
     _mixed(fixture, engine, every, half, "in one batch")
 
 
@@ -109,7 +109,7 @@ def _lora_identity(fixture: Fixture) -> None:
     zeros = {module: (down, up * 0) for module, (down, up) in adapters.random_pairs(found, _RANK, 1).items()}
     engine = fixture.engine()
     folder = adapters.save(fixture.place("adapter-zeros"), zeros, _tables(found), _RANK, _ALPHA)
-    engine.load_adapter("zeros", folder)
+    engine.adapters.load("zeros", folder)
     plain, own = (
         fixture.answers(engine, fixture.samples[:1], logprobs=True, lora=[name])[0] for name in (None, "zeros")
     )
@@ -122,9 +122,9 @@ def _lora_replaced(fixture: Fixture) -> None:
     every, half = _adapters(fixture)
     engine = fixture.engine(block_size=4)
     for adapter in (every, half, every):
-        engine.load_adapter("one", adapter.folder)
+        engine.adapters.load("one", adapter.folder)
         _is_merged(fixture, engine, "one", adapter, "replaced")
-    engine.unload_adapter("one")
+    engine.adapters.unload("one")
     try:
         fixture.answers(engine, fixture.samples[:1], lora=["one"])
     except RequestError:
@@ -144,8 +144,8 @@ def _lora_spread(fixture: Fixture) -> None:
     offered(fixture.declared, "tensor")
 
     def use(engine: Engine) -> None:
-        engine.load_adapter("every", every.folder)
-        engine.load_adapter("half", half.folder)
+        engine.adapters.load("every", every.folder)
+        engine.adapters.load("half", half.folder)
         _mixed(fixture, engine, every, half, "over stages of shards")
 
     spread(fixture, use, stages=2, shards=True, max_loras=2)
