@@ -284,7 +284,7 @@ class Scripted:
     def __init__(self, *steps: "str | int") -> None:
         self.steps, self.closed = steps, False
 
-    def stream(self, messages: Any, params: Any) -> Iterator[RequestOutput]:
+    def stream(self, messages: Any, params: Any, **_: Any) -> Iterator[RequestOutput]:
         text = ""
         try:
             for step in self.steps:
@@ -470,4 +470,4 @@ def test_a_table_fits_its_terminal() -> None:
     assert re.search(r"^Ll\w* +be\S* +\d\S* +text +generate", "\n".join(narrow), re.MULTILINE)
     with terminal("list", columns=120) as screen:
         assert screen.end() == 0
-        assert re.search(r"\nLlamaForCausalLM +bestiary-llama +\d\S* +text +generate +·", screen.text)
+        assert re.search(r"\nLlamaForCausalLM +bestiary-llama +\d\S* +text +generate +yes", screen.text)

@@ -12,8 +12,8 @@ import torch
 
 from bestiary import LLM, SamplingParams
 from bestiary.errors import (
+    AdapterError,
     BestiaryError,
-    CapabilityMissing,
     CheckpointMalformed,
     CheckpointNotFound,
     ConfigUnsupported,
@@ -402,8 +402,10 @@ def test_no_such_model_is_not_found() -> None:
         ({"kv_cache_memory_bytes": 1}, SettingError, "kv_cache_memory_bytes"),
         ({"num_gpu_blocks_override": 1}, SettingError, "max_model_len=64"),
         ({"device": "abacus"}, SettingError, "device='abacus'"),
-        ({"tensor_parallel_size": 2}, CapabilityMissing, "tensor_parallel_size=2"),
-        ({"pipeline_parallel_size": 2}, CapabilityMissing, "pipeline_parallel_size=2"),
+        ({"tensor_parallel_size": 0}, SettingError, "tensor_parallel_size=0"),
+        ({"pipeline_parallel_size": 0}, SettingError, "pipeline_parallel_size=0"),
+        ({"max_loras": 0}, SettingError, "max_loras=0"),
+        ({"lora_modules": {"a": "/nowhere/at/all"}}, AdapterError, "/nowhere/at/all is not a folder"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(

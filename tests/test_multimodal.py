@@ -556,7 +556,7 @@ def test_chat_counts_the_pictures_of_the_whole_conversation(folder: Path, red: s
 def test_a_question_that_was_interrupted_keeps_its_pictures(
     llm: LLM, red: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stream(*_: Any) -> Iterator[RequestOutput]:
+    def stream(*_: Any, **__: Any) -> Iterator[RequestOutput]:
         for _i in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         yield from ()

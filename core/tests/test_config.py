@@ -31,6 +31,12 @@ FIELDS: dict[str, Any] = {
     "num_gpu_blocks_override": None,
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
+    "enable_lora": True,
+    "max_loras": 1,
+    "max_lora_rank": 16,
+    "max_cpu_loras": None,
+    "lora_modules": {},
+    "allowed_lora_path": None,
     "seed": 0,
     "max_logprobs": 20,
     "generation_config": "auto",
@@ -70,8 +76,14 @@ BAD: dict[str, list[Any]] = {
     "kv_cache_memory_bytes": COUNTS,
     "num_gpu_blocks_override": COUNTS,
     "max_logprobs": [None, *(value for value in COUNTS if value != 0 or value is False)],
-    "tensor_parallel_size": [None, 1.0, "1", True, math.nan],
-    "pipeline_parallel_size": [None, 1.0, "1", True, math.nan],
+    "tensor_parallel_size": [None, *COUNTS],
+    "pipeline_parallel_size": [None, *COUNTS],
+    "enable_lora": [None, 0, 1, "true", 1.0],
+    "max_loras": [None, *COUNTS],
+    "max_lora_rank": [None, *COUNTS],
+    "max_cpu_loras": COUNTS,
+    "lora_modules": [None, "a=b", [], 1, {1: "b"}, {"a": 1}, {"a": None}],
+    "allowed_lora_path": TEXTS,
     "gpu_memory_utilization": [None, 0, -0.1, 1.01, 10**400, math.nan, math.inf, -math.inf, "0.9", True],
     "seed": [None, 2**63, -(2**63) - 1, 10**400, 0.0, math.nan, "0", True],
     "limit_mm_per_prompt": [None, "image=1", [], 1, {1: 1}, {"image": "1"}, {"image": -1}, {"image": True}],
@@ -108,11 +120,9 @@ def test_a_value_that_cannot_be_is_refused_by_the_fields_name(name: str, value: 
     assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("name", ["tensor_parallel_size", "pipeline_parallel_size"])
-@pytest.mark.parametrize("value", [0, 2, -1])
-def test_what_this_version_cannot_do_is_a_capability_that_is_missing(name: str, value: int) -> None:
-    with pytest.raises(CapabilityMissing, match=f"{name}={value}: .*leave it at 1"):
-        EngineConfig.resolve(model="m", **{name: value})
+def test_there_is_memory_for_as_many_adapters_as_can_be_in_a_batch() -> None:
+    with pytest.raises(SettingError, match="max_cpu_loras=1: it must be at least max_loras=2"):
+        EngineConfig(model="m", max_loras=2, max_cpu_loras=1)
 
 
 # ---- frozen lists ----------------------------------------------------------------------------------------------------
@@ -182,6 +192,12 @@ TEXT_VALUES: dict[str, tuple[str, Any]] = {
     "num_gpu_blocks_override": ("9", 9),
     "tensor_parallel_size": ("1", 1),
     "pipeline_parallel_size": ("1", 1),
+    "enable_lora": ("0", False),
+    "max_loras": ("2", 2),
+    "max_lora_rank": ("8", 8),
+    "max_cpu_loras": ("4", 4),
+    "lora_modules": ("a=/x/y, b=z=1", {"a": "/x/y", "b": "z=1"}),
+    "allowed_lora_path": ("/adapters", "/adapters"),
     "seed": ("-4", -4),
     "max_logprobs": ("0", 0),
     "generation_config": ("none", "none"),

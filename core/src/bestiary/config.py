@@ -10,11 +10,12 @@ from typing import Any, get_origin, get_type_hints
 from bestiary.errors import SettingError
 from bestiary.installed import preferences
 
-__all__ = ["ENGINE_CAPABILITIES", "EngineConfig", "cache_home"]
+__all__ = ["EngineConfig", "cache_home"]
 
-#: What this engine offers of all that a plugin can declare: "lora", "pipeline", "tensor".
-ENGINE_CAPABILITIES: frozenset[str] = frozenset({"lora", "pipeline", "tensor"})
 DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
+
+
+_WORDS: Mapping[Any, str] = {int: "number", str: "value"}
 
 
 def cache_home() -> Path:
@@ -174,14 +175,15 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     try:
         if collection := _collection(kind):
             words = [word.strip() for word in text.split(",") if word.strip()]
-            return words if collection is Sequence else {key: int(n) for key, n in (w.split("=") for w in words)}
+            make = kind.__args__[-1]  # of a list's elements, or a mapping's values
+            return words if collection is Sequence else {key: make(n) for key, n in (w.split("=", 1) for w in words)}
         if kinds == [bool]:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
         return kinds[0](text)
     except (KeyError, ValueError):
         wanted = f"a value of type {kinds[0].__name__}"
         if _collection(kind) or kinds == [bool]:
-            wanted = "0 or 1" if kinds == [bool] else "name=number, with commas between"
+            wanted = "0 or 1" if kinds == [bool] else f"name={_WORDS[kind.__args__[-1]]}, with commas between"
         raise SettingError(f"BESTIARY_{name.upper()}={text!r}: it must be {wanted}") from None
 
 

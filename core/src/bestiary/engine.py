@@ -78,7 +78,7 @@ class Engine:
         self.executor = executor
         self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens, self.adapters.book)
         self.adapters.book.clear_slots()
-        self._flights = Flights(executor, self.scheduler, self.adapters, self._row)
+        self._flights = Flights(lambda: self.executor, self.scheduler, self.adapters, self._row)
 
     @classmethod
     def load(

@@ -27,7 +27,11 @@ class Flights:
     """
 
     def __init__(
-        self, executor: Executor, scheduler: Scheduler, adapters: Adapters, row: Callable[[Scheduled], StepRow]
+        self,
+        executor: Callable[[], Executor],
+        scheduler: Scheduler,
+        adapters: Adapters,
+        row: Callable[[Scheduled], StepRow],
     ) -> None:
         self._executor, self._scheduler, self._adapters, self._row = executor, scheduler, adapters, row
         #: With what went wrong when it was sent; and steps that are back before their turn.
@@ -41,7 +45,7 @@ class Flights:
 
     def depart(self) -> None:
         """Send steps off as long as there are any, and places for them; each gets its share of the sequences."""
-        depth, scheduler = self._executor.depth, self._scheduler
+        depth, scheduler = self._executor().depth, self._scheduler
         while len(self._under_way) + len(self._back) < depth:
             share = -(-min(len(scheduler), scheduler.max_num_seqs) // depth)
             plan = scheduler.schedule(None if depth == 1 else max(1, share))
@@ -57,7 +61,7 @@ class Flights:
 
     def _submit(self, plan: _Plan) -> Exception | None:
         try:
-            self._executor.submit([self._row(entry) for entry in plan])
+            self._executor().submit([self._row(entry) for entry in plan])
         except Exception as failure:
             return failure
         return None
@@ -101,7 +105,7 @@ class Flights:
         if failed is not None:
             return plan, [failed] * len(plan)
         try:
-            return plan, list(self._executor.collect())
+            return plan, list(self._executor().collect())
         except Exception as failure:
             return plan, [failure] * len(plan)
         except BaseException:
@@ -112,7 +116,7 @@ class Flights:
         if entry.sequence.flight is not entry:
             return EngineError("given up meanwhile")
         try:
-            return self._executor.execute([self._row(entry)])[0]
+            return self._executor().execute([self._row(entry)])[0]
         except Exception as failure:
             return failure
 

@@ -7,15 +7,12 @@ from dataclasses import asdict, dataclass
 from bestiary import installed, registry
 from bestiary.cli.options import AsJson
 from bestiary.cli.terminal import columns, note, one_line, print_json
-from bestiary.config import ENGINE_CAPABILITIES
 from bestiary.errors import PluginError
 
 __all__ = ["command"]
 
 _TITLES = ("architecture", "distribution", "version", "modalities", "tasks", "LoRA", "PP", "TP")
 _CAPABILITIES = ("lora", "pipeline", "tensor")
-_AVAILABLE, _DECLARED, _LACKING = "yes", "·", "-"
-_FOOTNOTE = f"{_DECLARED}  declared by the plugin; this version of the engine does not offer it yet"
 
 
 @dataclass(frozen=True)
@@ -27,9 +24,8 @@ class _Row:
     version: str
     modalities: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    #: What the plugin says it can do, and what of that this engine offers.
+    #: What the plugin says it can do.
     declares: Mapping[str, bool] | None = None
-    available: Mapping[str, bool] | None = None
     problem: str | None = None
 
     def cells(self) -> tuple[str, ...]:
@@ -42,11 +38,7 @@ class _Row:
         )
 
     def _mark(self, capability: str) -> str:
-        if self.declares is None or self.available is None:
-            return ""
-        if self.available[capability]:
-            return _AVAILABLE
-        return _DECLARED if self.declares[capability] else _LACKING
+        return "" if self.declares is None else "yes" if self.declares[capability] else "-"
 
 
 def command(*, json: AsJson = False) -> None:
@@ -75,7 +67,6 @@ def _row(plugin: registry.Installed) -> _Row:
         modalities=("text", *sorted(declared.modalities)),
         tasks=tuple(sorted(declared.tasks)),
         declares=declares,
-        available={key: is_declared and key in ENGINE_CAPABILITIES for key, is_declared in declares.items()},
     )
 
 
@@ -84,8 +75,6 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         _print_to_terminal(rows)
     else:
         print(columns([_TITLES, *rows]))
-    if any(_DECLARED in row for row in rows):
-        print(f"\n{_FOOTNOTE}")
 
 
 def _print_to_terminal(rows: Sequence[Sequence[str]]) -> None:

@@ -3,15 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["CHECKS", "Check", "NotApplicable", "NotOffered", "check", "require"]
+__all__ = ["CHECKS", "Check", "NotApplicable", "check", "require"]
 
 
 class NotApplicable(Exception):
     """There is nothing to check here, and why."""
-
-
-class NotOffered(Exception):
-    """The plugin declares it, and this version of the engine does not do it yet."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _fixture(name: str, case: str) -> Any:
 
 
 def _run(planned: Planned) -> tuple[str, str, int | None]:
-    from bestiary.testing.checklist import NotApplicable, NotOffered
+    from bestiary.testing.checklist import NotApplicable
 
     architecture = registry.find(planned.architecture).load()
     check = next(check for check in _checks() if check.name == planned.check)
@@ -107,8 +107,6 @@ def _run(planned: Planned) -> tuple[str, str, int | None]:
         check.run(subject)
     except NotApplicable as reason:
         return "not applicable", str(reason), None
-    except NotOffered as reason:
-        return "not offered", str(reason), None
     except (AssertionError, BestiaryError) as failure:
         return "failed", f"{failure} (to prove: {check.run.__doc__})", None
     except Exception as failure:
@@ -127,7 +125,7 @@ class Conformance:
             metafunc.parametrize("planned", list(_parameters(self.architecture, metafunc.config)))
 
     def test_conforms(self, planned: Planned) -> None:
-        """The check holds; what does not apply, is waived or is not offered is skipped with its reason."""
+        """The check holds; what does not apply or is waived is skipped with its reason."""
         import pytest
 
         result = planned.run()

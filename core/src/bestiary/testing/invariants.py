@@ -6,14 +6,13 @@ from typing import Any
 import torch
 
 from bestiary.architecture import Architecture
-from bestiary.config import ENGINE_CAPABILITIES
 from bestiary.engine import Engine
 from bestiary.errors import SettingError
-from bestiary.testing.checklist import NotApplicable, NotOffered, check, require
+from bestiary.testing.checklist import NotApplicable, check, require
 from bestiary.testing.checks import TOLERANCE
 from bestiary.testing.fixture import Answer, Fixture
 
-__all__ = ["alone_answers", "offered", "same", "spread"]
+__all__ = ["alone_answers", "declared", "same", "spread"]
 
 
 def same(fixture: Fixture, found: list[Answer], what: str) -> None:
@@ -116,22 +115,22 @@ def _reused_slots(fixture: Fixture) -> None:
 @check("L3")
 def _pipeline(fixture: Fixture) -> None:
     """Two stages give the answers of one."""
-    offered(fixture.declared, "pipeline")
+    declared(fixture.declared, "pipeline")
     _spread(fixture, "over two stages", stages=2)
 
 
 @check("L3")
 def _tensor(fixture: Fixture) -> None:
     """Ranks that share every matrix give the answers of one."""
-    offered(fixture.declared, "tensor")
+    declared(fixture.declared, "tensor")
     _spread(fixture, "over shards", shards=True)
 
 
 @check("L3")
 def _tensor_in_stages(fixture: Fixture) -> None:
     """Two stages of ranks that share every matrix give the answers of one."""
-    offered(fixture.declared, "pipeline")
-    offered(fixture.declared, "tensor")
+    declared(fixture.declared, "pipeline")
+    declared(fixture.declared, "tensor")
     _spread(fixture, "over stages of shards", shards=True, stages=2)
 
 
@@ -158,9 +157,7 @@ def spread(
         engine.close()
 
 
-def offered(architecture: Architecture, capability: str) -> None:
-    """Raise unless the plugin declares it, and this engine offers it."""
+def declared(architecture: Architecture, capability: str) -> None:
+    """Raise NotApplicable unless the plugin declares it."""
     if not getattr(architecture, capability):
         raise NotApplicable("not declared")
-    if capability not in ENGINE_CAPABILITIES:
-        raise NotOffered("declared; this version of the engine does not do it yet")

@@ -10,7 +10,7 @@ from bestiary.testing import adapters
 from bestiary.testing.checklist import check, require
 from bestiary.testing.checks import DIFFERENCE, TOLERANCE
 from bestiary.testing.fixture import Answer, Fixture
-from bestiary.testing.invariants import alone_answers, offered, spread
+from bestiary.testing.invariants import alone_answers, declared, spread
 
 __all__: list[str] = []
 
@@ -29,7 +29,7 @@ class _Adapter:
 def _adapters(fixture: Fixture) -> Sequence[_Adapter]:
     """One beside every matrix, and one of another rank beside every other matrix; made once for a case."""
     if not hasattr(fixture, "adapters"):
-        offered(fixture.declared, "lora")
+        declared(fixture.declared, "lora")
         found = adapters.matrices(fixture.declared, fixture.folder, fixture.tensor_shapes())
         require(bool(found), "the checkpoint has no matrix beside which an adapter could stand")
         first = _make(fixture, "all", found, _RANK)
@@ -140,8 +140,8 @@ def _lora_replaced(fixture: Fixture) -> None:
 def _lora_spread(fixture: Fixture) -> None:
     """Adapters do the same on ranks that share every matrix, in two stages."""
     every, half = _adapters(fixture)
-    offered(fixture.declared, "pipeline")
-    offered(fixture.declared, "tensor")
+    declared(fixture.declared, "pipeline")
+    declared(fixture.declared, "tensor")
 
     def use(engine: Engine) -> None:
         engine.adapters.load("every", every.folder)

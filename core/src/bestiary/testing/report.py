@@ -21,7 +21,7 @@ class Result:
     level: str
     check: str
     case: str | None
-    #: passed, failed, waived, not offered or not applicable
+    #: passed, failed, waived or not applicable
     status: str
     reason: str
     #: Of the random weights that were used.
@@ -42,15 +42,14 @@ def table(results: Sequence[Result]) -> str:
         "",
         "Made by `make conformance`; not written by hand. Each cell: checks that passed of those that apply.",
         "",
-        f"| architecture | plugin | {' | '.join(LEVELS)} | waived | not offered yet |",
-        f"|---|---|{'---|' * len(LEVELS)}---|---|",
+        f"| architecture | plugin | {' | '.join(LEVELS)} | waived |",
+        f"|---|---|{'---|' * len(LEVELS)}---|",
     ]
     for name, plugin in names:
         own = [result for result in results if result.architecture == name]
         cells = [_cell(own, level) for level in LEVELS]
         waived = ", ".join(sorted({result.check for result in own if result.status == "waived"})) or "-"
-        later = ", ".join(sorted({result.check for result in own if result.status == "not offered"})) or "-"
-        lines.append(f"| {name} | {plugin} | {' | '.join(cells)} | {waived} | {later} |")
+        lines.append(f"| {name} | {plugin} | {' | '.join(cells)} | {waived} |")
     return "\n".join(lines) + "\n"
 
 
