@@ -153,3 +153,43 @@ def test_without_a_line_of_code_pytest_runs_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--bestiary-plugin", NAME, "-k", "L0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
+
+
+def test_a_split_that_does_not_add_up_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bestiary.blocks import Linear
+
+    monkeypatch.setattr(Linear, "keep_addends", lambda self, columns, mesh: self.keep_columns(columns))
+    with pytest.raises(AssertionError, match="answered differently"):
+        check("tensor", Fixture(NAME, RIGHT, tmp_path))
+
+
+def test_a_stage_that_passes_on_something_else_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bestiary.parallel import Mesh
+
+    whole = Mesh.send
+    monkeypatch.setattr(Mesh, "send", lambda self, *tensors: whole(self, *(tensor * 1.5 for tensor in tensors)))
+    with pytest.raises(AssertionError, match="answered differently"):
+        check("pipeline", Fixture(NAME, RIGHT, tmp_path))
+
+
+@pytest.mark.parametrize("fault", ["no scale", "first slot for all", "stale"])
+def test_adapters_that_are_mixed_up_are_found(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bestiary.adapters import peft
+    from bestiary.blocks import Lanes
+    from bestiary.cache import tables
+
+    name = {"no scale": "lora", "first slot for all": "lora_company", "stale": "lora_replaced"}[fault]
+    if fault == "no scale":
+        whole = peft._pair
+        monkeypatch.setattr(peft, "_pair", lambda *given: (lambda p: peft.Pair(p.down, p.up / 2))(whole(*given)))
+    elif fault == "first slot for all":
+        steer = Lanes.set
+        monkeypatch.setattr(
+            Lanes, "set", lambda self, slots: steer(self, {k: v.clamp(max=0) for k, v in slots.items()})
+        )
+    else:
+        digest = tables._digest
+        without = {b"root": lambda parts: (parts[0], *parts[2:])}  # the adapter's content stands second
+        monkeypatch.setattr(tables, "_digest", lambda tag, *p: digest(tag, *without.get(tag, tuple)(p)))
+    with pytest.raises(AssertionError):
+        check(name, Fixture(NAME, RIGHT, tmp_path))

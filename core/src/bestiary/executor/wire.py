@@ -284,8 +284,10 @@ def _packed_inputs(row: StepRow) -> _Inputs:
     """Items whose vectors the step may need go with their tensors, the others by their digest alone."""
     inputs, end = row.inputs, row.start + len(row.tokens)
     spans = [span for span in inputs.spans if span.end > row.start]
-    items = {id(span.item): _packed_item(span.item, full=span.start < end) for span in spans}
-    items |= {id(item): _packed_item(item, full=not row.is_crossed) for item in inputs.crossed}
+    needed = {id(span.item) for span in spans if span.start < end}
+    needed |= set() if row.is_crossed else set(map(id, inputs.crossed))
+    some = [*(span.item for span in spans), *inputs.crossed]
+    items = {id(item): _packed_item(item, full=id(item) in needed) for item in some}
     numbers = {key: number for number, key in enumerate(items)}
     axes = inputs.axes
     if axes is not None and row.start >= axes.shape[1]:
