@@ -12,6 +12,7 @@ from bestiary.installed import preferences
 
 __all__ = ["EngineConfig", "cache_home"]
 
+EXECUTORS = ("auto", "mp", "ray")
 DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
 
 
@@ -56,6 +57,13 @@ class EngineConfig:
     num_gpu_blocks_override: int | None = None
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    #: What starts the ranks of a split model: auto (mp, and no process for one rank alone), mp (processes), ray.
+    executor: str = "auto"
+    #: Hosts with processes, this one's number (the driver is 0), and where the others find the driver.
+    nnodes: int = 1
+    node_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 29501
     #: LoRA adapters may be loaded; they cost nothing as long as none is.
     enable_lora: bool = True
     #: Adapters that can be in one batch, their largest rank, and how many are kept in memory; None: `max_loras`.
@@ -103,6 +111,7 @@ class EngineConfig:
             "num_gpu_blocks_override",
             "tensor_parallel_size",
             "pipeline_parallel_size",
+            "nnodes",
             "max_loras",
             "max_lora_rank",
             "max_cpu_loras",
@@ -136,8 +145,22 @@ class EngineConfig:
             raise SettingError(f"allowed_media_domains={self.allowed_media_domains!r}: give the names of hosts")
         if self.dtype not in DTYPES:
             raise SettingError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        self._check_nodes()
         if self.generation_config not in ("auto", "none"):
             raise SettingError(f"generation_config={self.generation_config!r}: choose 'auto' or 'none'")
+
+    def _check_nodes(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise SettingError(f"executor={self.executor!r}: choose one of {', '.join(EXECUTORS)}")
+        if not 0 <= self.node_rank < self.nnodes:
+            raise SettingError(f"node_rank={self.node_rank}: it counts from 0 and is below nnodes={self.nnodes}")
+        if not 0 < self.master_port < 2**16:
+            raise SettingError(f"master_port={self.master_port}: a port is above 0 and below 65536")
+        ranks = self.tensor_parallel_size * self.pipeline_parallel_size
+        if self.node_rank == 0 and ranks % self.nnodes:  # others are told their share
+            raise SettingError(f"nnodes={self.nnodes}: {ranks} ranks cannot be shared equally by as many hosts")
+        if self.executor == "ray" and self.nnodes > 1:
+            raise SettingError(f"nnodes={self.nnodes}: Ray finds hosts itself; leave it out with executor='ray'")
 
 
 def _check_type(name: str, value: object, kind: Any) -> None:

@@ -138,6 +138,7 @@ def _measure(model: str, workload: _Workload, flags: EngineFlags) -> _Report:
     from bestiary.model import choose_dtype, describe
     from bestiary.runner import choose_device
 
+    flags.join_nodes(model)
     settings = {"max_model_len": workload.input_len + workload.output_len, **flags.settings()}
     folder = hub.locate(model, settings.pop("revision", None))
     llm = LLM(str(folder), **settings, skip_tokenizer_init=True, enable_prefix_caching=False)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from bestiary.cli.terminal import note
 from bestiary.errors import SettingError
 from bestiary.installed import preferences
 
@@ -72,6 +73,11 @@ class EngineFlags(ModelFlags):
             show_default=False,
         ),
     ] = None
+    executor: Annotated[str | None, _flag("What starts the ranks: auto, mp (processes) or ray.")] = None
+    nnodes: Annotated[int | None, _flag("Hosts; the same command runs on each, with another --node-rank.")] = None
+    node_rank: Annotated[int | None, _flag("This host's number. 0 answers; the others serve it.")] = None
+    master_addr: Annotated[str | None, _flag("Address of node 0.")] = None
+    master_port: Annotated[int | None, _flag("Port of node 0 where the others come.")] = None
     lora: Annotated[tuple[str, ...], _flag("NAME=FOLDER: a LoRA adapter to answer with.")] = ()
     max_lora_rank: Annotated[int | None, _flag("Largest rank of an adapter.")] = None
     limit_mm_per_prompt: Annotated[
@@ -108,9 +114,26 @@ class EngineFlags(ModelFlags):
 
     def load(self, model: str) -> LLM:
         """The model, ready to generate."""
+        self.join_nodes(model)
         from bestiary.llm import LLM
 
         return LLM(model, **self.settings())
+
+    def join_nodes(self, model: str) -> None:
+        """On another host than the driver's: serve the driver, and never return. Raises EngineError if not taken."""
+        from bestiary.config import EngineConfig
+
+        config = EngineConfig.resolve(model=model, **self.settings())
+        place = f"{config.master_addr}:{config.master_port}"
+        if config.node_rank == 0:
+            if config.nnodes > 1:
+                note(f"node 0 of {config.nnodes}: the others come to {place}")
+            return
+        from bestiary.executor import node
+        from bestiary.executor.nodes import introduction
+
+        note(f"node {config.node_rank} of {config.nnodes}: serves the driver at {place}")
+        node.serve(config.master_addr, config.master_port, introduction(config.node_rank, config.nnodes))
 
 
 @Parameter(name="*")

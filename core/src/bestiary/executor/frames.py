@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 
 __all__ = ["WorkerChannel", "receive", "send"]
@@ -21,13 +22,13 @@ def send(connection: socket.socket, data: bytes) -> None:
     connection.sendall(_LENGTH.pack(len(data)) + data)
 
 
-def receive(connection: socket.socket) -> bytes | None:
+def receive(connection: socket.socket, longest: int = _LONGEST) -> bytes | None:
     """The next message; None at the end, and for what is cut short or cannot be a message."""
     head = _exactly(connection, _LENGTH.size)
     if head is None:
         return None
     (length,) = _LENGTH.unpack(head)
-    return None if length > _LONGEST else _exactly(connection, length)
+    return None if length > longest else _exactly(connection, length)
 
 
 def _exactly(connection: socket.socket, size: int) -> bytes | None:
@@ -44,11 +45,16 @@ def _exactly(connection: socket.socket, size: int) -> bytes | None:
     return bytes(data)
 
 
+def _end() -> None:
+    os._exit(0)  # the main thread may wait for another rank that is gone too
+
+
 class WorkerChannel:
     """A worker's end. When the driver goes, the process ends at once, whatever it is waiting for."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, connection: socket.socket, lost: Callable[[], None] = _end) -> None:
+        """`lost` is called when the driver has gone."""
+        self._connection, self._lost = connection, lost
         self._writing = threading.Lock()
         self._commands: SimpleQueue[bytes] = SimpleQueue()
         for task in (self._read, self._beat):
@@ -66,7 +72,7 @@ class WorkerChannel:
     def _read(self) -> None:
         while (data := receive(self._connection)) is not None:
             self._commands.put(data)
-        os._exit(0)  # the main thread may wait for another rank that is gone too
+        self._lost()
 
     def _beat(self) -> None:
         while True:
@@ -74,4 +80,4 @@ class WorkerChannel:
             try:
                 self.send(b"")
             except OSError:
-                os._exit(0)
+                return self._lost()

@@ -1,5 +1,6 @@
 """Tensors between processes over torch.distributed: gloo between CPUs, NCCL between GPUs. Knows no model."""
 
+import socket
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["TorchLink", "join"]
+__all__ = ["Meeting", "TorchLink", "join"]
 
 #: After so long ranks do not wait for each other any more; the driver has noticed by then.
 _PATIENCE = timedelta(minutes=30)
@@ -51,13 +52,31 @@ class TorchLink:
         dist.recv(into, self._rank - self._shards)
 
 
+class Meeting:
+    """Where ranks of several hosts find each other: at an address of this one, and at no other."""
+
+    def __init__(self, address: str) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        listener = socket.create_server((address, 0), family=family)
+        port = listener.getsockname()[1]
+        self.address = f"tcp://{address}:{port}"
+        # The store takes the socket over.
+        self._store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+
+    def close(self) -> None:
+        """Nobody can come any more."""
+        self._store = None
+
+
 def join(meeting: str, rank: int, stages: int, shards: int, device: torch.device) -> TorchLink:
-    """Meet the other ranks: at a file of this host, or at `tcp://host:port`."""
+    """Meet the other ranks: at a file of this host, or at a Meeting's `tcp://host:port`."""
     world = stages * shards
     if meeting.startswith("tcp://"):
         host, _, port = meeting.removeprefix("tcp://").rpartition(":")
         store: Any = dist.TCPStore(  # type: ignore[attr-defined]
-            host, int(port), world, is_master=rank == 0, timeout=_PATIENCE
+            host, int(port), is_master=False, wait_for_workers=False, timeout=_PATIENCE
         )
     else:
         store = dist.FileStore(str(Path(meeting)), world)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Ranks as processes of this host, each at the other end of a socket pair. Knows no model.
+"""Ranks as processes of one host, each at the other end of a socket pair. Knows no model.
 
 A worker that dies closes its socket; one that is stopped, or does not get on, is found by its state and its silence.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from bestiary.executor import frames
 from bestiary.executor.parallel import Inbox
 
-__all__ = ["start"]
+__all__ = ["Processes", "Silence", "start"]
 
 #: A worker that has not been heard of for so long hangs, in seconds: once it has spoken, and while it is imported.
 _SILENCE, _BIRTH = 15.0, 180.0
@@ -27,20 +27,19 @@ _QUIET = 0.4
 _GAP = 1.0
 
 
-def start(ranks: int, inbox: Inbox) -> "_Processes":
-    """Start as many workers."""
-    return _Processes(ranks, inbox)
+def start(ranks: int, inbox: Inbox) -> "_Alone":
+    """Start as many workers, on this host alone."""
+    return _Alone(ranks, inbox)
 
 
-class _Processes:
-    """A team of processes."""
+class Processes:
+    """Some ranks of a model, each a process of this host."""
 
-    def __init__(self, ranks: int, inbox: Inbox) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="bestiary-ranks-", ignore_cleanup_errors=True)
-        self.meeting = str(Path(self._folder.name) / "meeting")
+    def __init__(self, ranks: range, inbox: Inbox, interface: str | None) -> None:
+        """`interface` is the network's that they meet the others on; without it, what their libraries choose."""
         self._inbox = inbox
-        self._stopping = False
-        self._workers = [_Worker(rank, ranks, inbox) for rank in range(ranks)]
+        environment = _environment(len(ranks), interface)
+        self._workers = {rank: _Worker(rank, environment, inbox) for rank in ranks}
 
     def send(self, rank: int, data: bytes) -> None:
         """Over the rank's socket."""
@@ -48,20 +47,32 @@ class _Processes:
 
     def look(self) -> None:
         """Who is stopped, or silent."""
-        for worker in self._workers:
+        for worker in self._workers.values():
             if trouble := worker.trouble():
                 self._inbox.put((worker.rank, trouble))
 
     def stop(self) -> None:
         """Kill them: they hold nothing that must be saved."""
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.kill()
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.bury()
+
+
+class _Alone(Processes):
+    """All ranks. They meet at a file: no other user of this host can come there."""
+
+    def __init__(self, ranks: int, inbox: Inbox) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="bestiary-ranks-", ignore_cleanup_errors=True)
+        self.meeting = str(Path(self._folder.name) / "meeting")
+        super().__init__(range(ranks), inbox, "lo")
+
+    def stop(self) -> None:
+        super().stop()
         self._folder.cleanup()
 
 
-class _Silence:
+class Silence:
     """How long somebody has not been heard of, counted while somebody else asks for it."""
 
     def __init__(self) -> None:
@@ -82,10 +93,10 @@ class _Silence:
 
 
 class _Worker:
-    def __init__(self, rank: int, ranks: int, inbox: Inbox) -> None:
+    def __init__(self, rank: int, environment: dict[str, str], inbox: Inbox) -> None:
         self.rank = rank
         self._inbox = inbox
-        self._silence = _Silence()
+        self._silence = Silence()
         self._connection, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "bestiary.executor.rank", str(theirs.fileno())]
@@ -94,7 +105,7 @@ class _Worker:
                 command,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=_environment(ranks),
+                env=environment,
                 start_new_session=True,
             )
         threading.Thread(target=self._read, daemon=True).start()
@@ -127,10 +138,11 @@ class _Worker:
         self._inbox.put((self.rank, f"its process {self._process.pid} ended{_cause(self._process)}"))
 
 
-def _environment(ranks: int) -> dict[str, str]:
-    """Ranks share the cores, and meet on this host alone."""
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    return {"OMP_NUM_THREADS": threads, "GLOO_SOCKET_IFNAME": "lo", **os.environ}
+def _environment(ranks: int, interface: str | None) -> dict[str, str]:
+    """As many ranks share the cores of this host; whoever has set one of these knows better."""
+    threads = str(max(1, (os.cpu_count() or 1) // max(1, ranks)))
+    network = {} if interface is None else {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
+    return {"OMP_NUM_THREADS": threads, **network, **os.environ}
 
 
 def _cause(process: "subprocess.Popen[bytes]") -> str:
