@@ -29,35 +29,23 @@ from bestiary.testing import threads
 from bestiary.testing.fixture import Fixture
 from bestiary.testing.tiny import tiny_checkpoint
 
-PROMPTS = ["The griffin", "Who wakes the basilisk must not look at it: its glance kills", "1", "Ein Einhorn trinkt"]
-#: Processes are noticed, and requests end, within a second.
-SOON = 1.0
+from .ranks import (
+    PROMPTS,
+    SOON,
+    ask,
+    children,
+    drain,
+    fill,
+    greedy,
+    is_there,
+    kill_and_drain,
+    open_llm,
+    reasons,
+    tokens,
+    wait_until_gone,
+)
+
 Serve = Callable[[int, int], LLM]
-
-
-def greedy(**values: Any) -> SamplingParams:
-    return SamplingParams(**{"temperature": 0, "max_tokens": 12, "ignore_eos": True, "logprobs": 5, **values})
-
-
-def ask(llm: LLM, prompts: list[str] = PROMPTS) -> list[RequestOutput]:
-    return llm.generate(prompts, greedy(), use_tqdm=False)
-
-
-def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
-    return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-def open_llm(folder: Path, tensor: int = 1, pipeline: int = 1) -> LLM:
-    return LLM(
-        str(folder),
-        dtype="float32",
-        max_model_len=512,
-        max_num_seqs=3,  # fewer than prompts: some wait
-        block_size=8,
-        max_num_batched_tokens=16,
-        tensor_parallel_size=tensor,
-        pipeline_parallel_size=pipeline,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -94,52 +82,8 @@ def serve(folder: Path) -> Iterator[Serve]:
 
 def pids(llm: LLM) -> list[int]:
     """Of the processes, by rank."""
-    return [one._process.pid for one in llm.engine.executor._team._workers]  # type: ignore[attr-defined]
-
-
-def children(pid: int) -> set[int]:
-    """Processes that it started and that are still there."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
-        except OSError:
-            continue
-        if int(parent) == pid and state != "Z":
-            found.add(int(stat.parent.name))
-    return found
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until_gone(found: set[int] | list[int], seconds: float) -> float:
-    """How long it took."""
-    begin = time.monotonic()
-    while left := [pid for pid in found if is_there(pid)]:
-        assert time.monotonic() - begin < seconds, f"{left} are still there"
-        time.sleep(0.02)
-    return time.monotonic() - begin
-
-
-def fill(llm: LLM) -> None:
-    """Requests that take long, some of which wait, and the first steps of those that run."""
-    for number, prompt in enumerate(PROMPTS):
-        ids = llm.get_tokenizer().encode(prompt)
-        llm.engine.add_request(str(number), ids, greedy(max_tokens=400), final_only=True)
-    for _ in range(8):
-        assert llm.engine.step() == []
-
-
-def drain(llm: LLM) -> dict[str, RequestOutput]:
-    done = {}
-    while llm.engine.has_unfinished_requests():
-        done.update({output.request_id: output for output in llm.engine.step()})
-    return done
+    workers = llm.engine.executor._team._workers  # type: ignore[attr-defined]
+    return [workers[rank]._process.pid for rank in sorted(workers)]
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
@@ -193,17 +137,10 @@ def test_requests_end_within_a_second_when_a_process_dies_or_hangs(
     llm = serve(2, 1)
     fill(llm)
     old = pids(llm)
-    begin = time.monotonic()
-    os.kill(old[1], sign)
-    done = drain(llm)
-    took = time.monotonic() - begin
+    took, done = kill_and_drain(llm, old[1], sign)
     assert took < SOON
-    assert sorted(done) == [str(number) for number in range(len(PROMPTS))]
-    reason = "rank 1 .*SIGKILL" if sign == signal.SIGKILL else "rank 1 .*stopped"
-    for output in done.values():
-        (answer,) = output.outputs
-        assert answer.finish_reason == "error"
-        assert re.search(reason, str(answer.stop_reason))
+    why = "rank 1 .*SIGKILL" if sign == signal.SIGKILL else "rank 1 .*stopped"
+    assert all(re.search(why, reason) for reason in reasons(done))
     with pytest.raises(EngineError, match="Restart"):
         ask(llm)
     wait_until_gone(old, 2)

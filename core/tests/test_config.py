@@ -31,6 +31,12 @@ FIELDS: dict[str, Any] = {
     "num_gpu_blocks_override": None,
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
+    "executor": "auto",
+    "execute_model_timeout_seconds": 300.0,
+    "nnodes": 1,
+    "node_rank": 0,
+    "master_addr": "127.0.0.1",
+    "master_port": 29501,
     "enable_lora": True,
     "max_loras": 1,
     "max_lora_rank": 16,
@@ -52,6 +58,7 @@ VARIABLES = {
     "BESTIARY_DEBUG",
     "BESTIARY_KERNELS",
     "BESTIARY_LOAD_PLUGINS",
+    "BESTIARY_NODE_KEY",
     "BESTIARY_PLUGIN",
     "BESTIARY_USE_MODELSCOPE",
 }
@@ -78,6 +85,12 @@ BAD: dict[str, list[Any]] = {
     "max_logprobs": [None, *(value for value in COUNTS if value != 0 or value is False)],
     "tensor_parallel_size": [None, *COUNTS],
     "pipeline_parallel_size": [None, *COUNTS],
+    "executor": [None, "", "uni", "MP", *TEXTS],
+    "execute_model_timeout_seconds": [None, 0, -0.1, 10**400, math.nan, math.inf, -math.inf, "9", True],
+    "nnodes": [None, 2, *COUNTS],
+    "node_rank": [None, 1, *(value for value in COUNTS if value != 0 or value is False)],
+    "master_addr": [None, "", *TEXTS],
+    "master_port": [None, 2**16, *COUNTS],
     "enable_lora": [None, 0, 1, "true", 1.0],
     "max_loras": [None, *COUNTS],
     "max_lora_rank": [None, *COUNTS],
@@ -123,6 +136,14 @@ def test_a_value_that_cannot_be_is_refused_by_the_fields_name(name: str, value: 
 def test_there_is_memory_for_as_many_adapters_as_can_be_in_a_batch() -> None:
     with pytest.raises(SettingError, match="max_cpu_loras=1: it must be at least max_loras=2"):
         EngineConfig(model="m", max_loras=2, max_cpu_loras=1)
+
+
+def test_hosts_share_the_ranks_equally_and_ray_finds_hosts_itself() -> None:
+    EngineConfig(model="m", nnodes=2, tensor_parallel_size=2, pipeline_parallel_size=3)
+    with pytest.raises(SettingError, match="nnodes=2: 3 ranks cannot be shared equally"):
+        EngineConfig(model="m", nnodes=2, tensor_parallel_size=3)
+    with pytest.raises(SettingError, match="nnodes=2: Ray finds hosts itself"):
+        EngineConfig(model="m", nnodes=2, tensor_parallel_size=2, executor="ray")
 
 
 # ---- frozen lists ----------------------------------------------------------------------------------------------------
@@ -192,6 +213,12 @@ TEXT_VALUES: dict[str, tuple[str, Any]] = {
     "num_gpu_blocks_override": ("9", 9),
     "tensor_parallel_size": ("1", 1),
     "pipeline_parallel_size": ("1", 1),
+    "executor": ("mp", "mp"),
+    "execute_model_timeout_seconds": ("2.5", 2.5),
+    "nnodes": ("2", 2),
+    "node_rank": ("1", 1),
+    "master_addr": ("node0.example", "node0.example"),
+    "master_port": ("4000", 4000),
     "enable_lora": ("0", False),
     "max_loras": ("2", 2),
     "max_lora_rank": ("8", 8),

@@ -173,7 +173,7 @@ class Script:
         self.stopped = True
 
 
-def spread(kind: type[Script]) -> tuple[ParallelExecutor, Script]:
+def spread(kind: type[Script], **settings: Any) -> tuple[ParallelExecutor, Script]:
     from bestiary import registry
     from bestiary.config import EngineConfig
 
@@ -183,7 +183,7 @@ def spread(kind: type[Script]) -> tuple[ParallelExecutor, Script]:
         teams.append(kind(ranks, inbox))
         return teams[0]
 
-    config = EngineConfig(model="m", tensor_parallel_size=2)
+    config = EngineConfig(model="m", tensor_parallel_size=2, **settings)
     executor = ParallelExecutor(config, registry.find("LlamaForCausalLM").load(), Path("nowhere"), start)
     return executor, teams[0]
 
@@ -240,6 +240,19 @@ def test_a_rank_that_is_gone_is_named() -> None:
     executor, _ = spread(Gone)
     with pytest.raises(WorkerDied, match="rank 1 of the model is gone: it was killed"):
         executor.execute([ROW])
+
+
+def test_a_rank_that_lives_and_never_answers_is_named_in_time() -> None:
+    """F13, where the process itself shows nothing: it may wait for ever inside a step."""
+
+    class Stuck(Script):
+        def answer(self, rank: int, step: wire.Step) -> list[Any]:
+            return [] if rank == 1 else super().answer(rank, step)
+
+    executor, team = spread(Stuck, execute_model_timeout_seconds=0.3)
+    with pytest.raises(WorkerDied, match=r"rank 1 of the model hangs: no answer to a step for 0\.[3-9] s"):
+        executor.execute([ROW])
+    assert team.stopped
 
 
 def test_the_inbox_is_a_queue() -> None:

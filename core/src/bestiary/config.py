@@ -59,6 +59,8 @@ class EngineConfig:
     pipeline_parallel_size: int = 1
     #: What starts the ranks of a split model: auto (mp, and no process for one rank alone), mp (processes), ray.
     executor: str = "auto"
+    #: After so many seconds without an answer to a step, ranks are taken to hang, though their processes live.
+    execute_model_timeout_seconds: float = 300.0
     #: Hosts with processes, this one's number (the driver is 0), and where the others find the driver.
     nnodes: int = 1
     node_rank: int = 0
@@ -152,8 +154,12 @@ class EngineConfig:
     def _check_nodes(self) -> None:
         if self.executor not in EXECUTORS:
             raise SettingError(f"executor={self.executor!r}: choose one of {', '.join(EXECUTORS)}")
+        if not 0 < (limit := self.execute_model_timeout_seconds) <= 10**9:
+            raise SettingError(f"execute_model_timeout_seconds={limit}: it must be above 0 and at most {10**9}")
         if not 0 <= self.node_rank < self.nnodes:
             raise SettingError(f"node_rank={self.node_rank}: it counts from 0 and is below nnodes={self.nnodes}")
+        if not self.master_addr:
+            raise SettingError("master_addr='': give the address of node 0")
         if not 0 < self.master_port < 2**16:
             raise SettingError(f"master_port={self.master_port}: a port is above 0 and below 65536")
         ranks = self.tensor_parallel_size * self.pipeline_parallel_size

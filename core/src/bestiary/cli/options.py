@@ -134,6 +134,8 @@ class EngineFlags(ModelFlags):
 
         note(f"node {config.node_rank} of {config.nnodes}: serves the driver at {place}")
         node.serve(config.master_addr, config.master_port, introduction(config.node_rank, config.nnodes))
+        note("the driver has ended, and so does this node")
+        raise SystemExit(0)
 
 
 @Parameter(name="*")

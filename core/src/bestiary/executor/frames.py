@@ -1,6 +1,5 @@
 """Messages over a stream socket: eight bytes of length, then the message. An empty one says "still alive"."""
 
-import os
 import socket
 import struct
 import threading
@@ -45,18 +44,14 @@ def _exactly(connection: socket.socket, size: int) -> bytes | None:
     return bytes(data)
 
 
-def _end() -> None:
-    os._exit(0)  # the main thread may wait for another rank that is gone too
-
-
 class WorkerChannel:
-    """A worker's end. When the driver goes, the process ends at once, whatever it is waiting for."""
+    """The end of who serves a driver: it says that it lives all along."""
 
-    def __init__(self, connection: socket.socket, lost: Callable[[], None] = _end) -> None:
-        """`lost` is called when the driver has gone."""
+    def __init__(self, connection: socket.socket, lost: Callable[[], None] = lambda: None) -> None:
+        """`lost` is called, in another thread, as soon as the driver has gone."""
         self._connection, self._lost = connection, lost
         self._writing = threading.Lock()
-        self._commands: SimpleQueue[bytes] = SimpleQueue()
+        self._commands: SimpleQueue[bytes | None] = SimpleQueue()
         for task in (self._read, self._beat):
             threading.Thread(target=task, daemon=True).start()
 
@@ -66,12 +61,13 @@ class WorkerChannel:
             send(self._connection, data)
 
     def receive(self) -> bytes | None:
-        """The next command."""
+        """The next command; None when there will be no more."""
         return self._commands.get()
 
     def _read(self) -> None:
         while (data := receive(self._connection)) is not None:
             self._commands.put(data)
+        self._commands.put(None)
         self._lost()
 
     def _beat(self) -> None:
@@ -79,5 +75,5 @@ class WorkerChannel:
             time.sleep(_BEAT)
             try:
                 self.send(b"")
-            except OSError:
-                return self._lost()
+            except OSError:  # the reader says so
+                return

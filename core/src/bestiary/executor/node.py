@@ -1,16 +1,14 @@
 """A host beside the driver's: starts ranks as processes when the driver asks, and passes messages on. Knows no model.
 
-It belongs to the driver's process: it outlives an engine that is closed or restarted, and ends when the driver does.
+It belongs to the driver's process: it outlives an engine that is closed or restarted, and ends when the driver does,
+and its ranks with it.
 """
 
 import contextlib
-import os
 import socket
-import sys
 import threading
 import time
 from queue import Empty, SimpleQueue
-from typing import NoReturn
 
 import msgspec
 
@@ -85,26 +83,38 @@ ToNode = Refused | Start | Stop | Send
 FromNode = Hello | Said | Gone
 
 pack = msgspec.msgpack.Encoder().encode
-_READ = msgspec.msgpack.Decoder(ToNode).decode
+_DECODER = msgspec.msgpack.Decoder(ToNode)
 
 
-def serve(address: str, port: int, hello: Hello) -> NoReturn:
-    """Serve the driver at that place until it goes, and end this process. Raises EngineError where it takes no node."""
-    connection = _connect(address, port)
-    interface = interface_of(connection.getsockname()[0])
-    channel = frames.WorkerChannel(connection, _leave)
-    channel.send(pack(hello))
+def serve(address: str, port: int, hello: Hello) -> None:
+    """Serve the driver at that place until it goes. Raises EngineError where there is none, or it takes no node."""
     shares: dict[int, _Share] = {}
-    while True:
-        match _READ(channel.receive() or b""):
-            case Refused(why):
-                raise EngineError(f"the driver at {address}:{port} does not take this node: {why}")
-            case Start() as start:
-                shares[start.team] = _Share(start, channel, interface)
-            case Stop(team) if team in shares:
-                shares.pop(team).stop()
-            case Send(team, rank, data) if team in shares:
-                shares[team].outbox.put((rank, data))
+    with _connect(address, port) as connection:
+        interface = interface_of(connection.getsockname()[0])
+        channel = frames.WorkerChannel(connection)
+        channel.send(pack(hello))
+        try:
+            while (data := channel.receive()) is not None:
+                match _read(data):
+                    case Refused(why):
+                        raise EngineError(f"the driver at {address}:{port} does not take this node: {why}")
+                    case Start() as start:
+                        shares[start.team] = _Share(start, channel, interface)
+                    case Stop(team) if team in shares:
+                        shares.pop(team).stop()
+                    case Send(team, rank, data) if team in shares:
+                        shares[team].outbox.put((rank, data))
+        finally:
+            for share in shares.values():
+                share.stop()
+
+
+def _read(data: bytes) -> ToNode:
+    try:
+        message: ToNode = _DECODER.decode(data)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise EngineError(f"who answers there is no driver of Bestiary's: {error}") from None
+    return message
 
 
 def _connect(address: str, port: int) -> socket.socket:
@@ -123,13 +133,6 @@ def _connect(address: str, port: int) -> socket.socket:
             connection.settimeout(None)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return connection
-
-
-def _leave() -> None:
-    """Workers end when they lose this process."""
-    with contextlib.suppress(OSError, ValueError):
-        print("bestiary: the driver has ended, and so does this node", file=sys.stderr, flush=True)
-    os._exit(0)
 
 
 class _Share:

@@ -62,6 +62,7 @@ class ParallelExecutor:
         self.block_size = config.block_size
         self._ranks, self._shards = range(self.depth * shards), shards
         self._answering = (self.depth - 1) * shards
+        self._timeout = config.execute_model_timeout_seconds
         self._inbox: Inbox = SimpleQueue()
         self._numbers: deque[int] = deque()
         self._dead: WorkerDied | None = None
@@ -132,6 +133,9 @@ class ParallelExecutor:
                     if _has_failed(found) and silent >= _PATIENCE[how]:
                         break
                     self._check_steps(silent)
+                    if how == "together" and silent >= self._timeout:
+                        late = next(rank for rank in self._ranks if rank not in found)
+                        self._end(f"rank {late} of the model hangs: no answer to a step for {silent:.1f} s", found)
                     continue
                 silent = 0.0
                 if isinstance(data, str):

@@ -3,6 +3,7 @@
 SOCKET is the number of an inherited socket.
 """
 
+import os
 import socket
 import sys
 
@@ -18,7 +19,11 @@ __all__ = ["main"]
 
 def main(connection: socket.socket) -> None:
     """Serve until the driver is gone."""
-    serve(WorkerChannel(connection), _join)
+    serve(WorkerChannel(connection, _end), _join)
+
+
+def _end() -> None:
+    os._exit(0)  # the main thread may wait for another rank that is gone too
 
 
 def _join(command: wire.Load) -> link.TorchLink:

@@ -91,7 +91,8 @@ class _RayTeam:
         try:
             self._ray.get(ended)
         except Exception as error:
-            raise EngineError(f"Ray could not start a rank of the model: {error}") from error
+            cause = getattr(error, "cause", None) or error  # what the actor raised, without Ray's traceback of it
+            raise EngineError(f"Ray could not start a rank of the model: {type(cause).__name__}: {cause}") from error
 
     def stop(self) -> None:
         """End the actors, and give back what they had. A second call does nothing."""
