@@ -3,7 +3,8 @@
 The fake model's next token is a hash of the whole context as it finds it through the block tables, so that any mix-up
 of blocks, a stale prefix or a lost token changes the text; and what each request must answer is computed from its
 prompt and parameters alone. A day's requests come and go at random, share prefixes, are aborted early, late and twice,
-run out of cache, and meet steps, rows and allocations that fail. A failing day prints its seed: `simulate(seed)` is
+run out of cache, and meet steps, rows and allocations that fail. Adapters are loaded, replaced and taken away while
+requests run with them, and sometimes cannot be read. A failing day prints its seed: `simulate(seed)` is
 that day again, to the last bit.
 
 Set SIMULATED_DAYS for more of them.
@@ -15,12 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 
 import pytest
 
 from bestiary.cache import CacheGroup
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
+from bestiary.errors import AdapterError
 from bestiary.inputs import Inputs, Item, Span
 from bestiary.output import RequestOutput
 from bestiary.runner import StepRow
@@ -45,6 +48,9 @@ class Asked:
     final_only: bool
     arrives: int
     abort_after: int | None
+    wants_adapter: bool
+    #: What its adapter held when it was added.
+    adapter: bytes = b""
     outputs: list[RequestOutput] = field(default_factory=list)
     aborted: bool = False
 
@@ -52,12 +58,17 @@ class Asked:
 class Day:
     """One workload on one engine."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, shelf: Path) -> None:
         self.random = chance = random.Random(seed)
+        #: Folders of adapters, and which content a name stands for now.
+        self.shelf, self.named = sorted(shelf.iterdir()), dict[str, bytes]()
         block_size = chance.choice((1, 3, 16))
         longest = chance.randint(6, 48)
+        max_loras = chance.choice((1, 1, 2, 3))
         config = EngineConfig(
             model="fake",
+            max_loras=max_loras,
+            max_cpu_loras=max_loras + chance.choice((0, 1, 2)),
             max_num_seqs=chance.choice((1, 4, 12, 40)),
             max_num_batched_tokens=chance.choice((1, 6, 8, 16, 32, 64, 64)),
             enable_prefix_caching=chance.random() < 0.8,
@@ -81,6 +92,7 @@ class Day:
         self.culprits = chance.sample(sorted(self.asked), 4)
         self.trace: list[tuple[object, ...]] = []
         self._fail_allocations(chance)
+        self._fail_reading(chance)
         self._count_preemptions()
 
     def _groups(self, block_size: int, longest: int, chunk: int) -> list[CacheGroup]:
@@ -128,6 +140,7 @@ class Day:
             final_only=chance.random() < 0.5,
             arrives=int(request_id) // chance.choice((1, 4, 50)),
             abort_after=chance.choice((0, 0, 1, 2, 5, 20)) if chance.random() < 0.15 else None,
+            wants_adapter=chance.random() < 0.4,
         )
 
     def _inputs(self, prompt: list[int]) -> Inputs:
@@ -177,6 +190,17 @@ class Day:
 
             pool.take = sometimes  # type: ignore[method-assign]
 
+    def _fail_reading(self, chance: random.Random) -> None:
+        read = self.executor.add_adapter
+
+        def sometimes(key: str, folder: Path) -> bytes:
+            if chance.random() < 0.1:
+                self.happened["adapters not read"] += 1
+                raise AdapterError("not read, as planned")
+            return read(key, folder)
+
+        self.executor.add_adapter = sometimes  # type: ignore[method-assign]
+
     def _count_preemptions(self) -> None:
         preempt = self.engine.scheduler.preempt
 
@@ -193,6 +217,8 @@ class Day:
         waiting = sorted(self.asked.values(), key=lambda one: one.arrives)
         aborts: list[tuple[int, str]] = []
         for now in count():
+            if self.random.random() < 0.2:
+                self._change_adapters()
             while waiting and waiting[0].arrives <= now:
                 one = waiting.pop(0)
                 self._add(one)
@@ -211,9 +237,29 @@ class Day:
             assert now < 400 * REQUESTS_PER_DAY, "somebody starves"
         self._check_end()
 
+    def _change_adapters(self) -> None:
+        """A name gets content, other content, or is taken away."""
+        name, adapters = self.random.choice("abc"), self.engine.adapters
+        if name in self.named and self.random.random() < 0.3:
+            adapters.unload(name)
+            del self.named[name]
+            self.happened["adapters unloaded"] += 1
+            return
+        folder = self.random.choice(self.shelf)
+        try:
+            adapters.load(name, folder)
+        except AdapterError:
+            assert self.named.get(name) == next((entry.digest for entry in adapters if entry.name == name), None)
+            return
+        self.happened["adapters replaced" if name in self.named else "adapters loaded"] += 1
+        self.named[name] = (folder / "content").read_bytes()
+
     def _add(self, one: Asked) -> None:
+        lora = self.random.choice(sorted(self.named)) if one.wants_adapter and self.named else None
+        one.adapter = b"" if lora is None else self.named[lora]
+        self.happened["requests with an adapter"] += lora is not None
         self.engine.add_request(
-            one.id, one.prompt, one.params, cache_salt=one.salt, final_only=one.final_only, inputs=one.inputs
+            one.id, one.prompt, one.params, cache_salt=one.salt, final_only=one.final_only, inputs=one.inputs, lora=lora
         )
 
     def _abort(self, request_id: str) -> None:
@@ -244,6 +290,8 @@ class Day:
 
     def _check_end(self) -> None:
         assert len(self.engine.scheduler) == 0 and self.engine.scheduler.cache.is_empty
+        assert all(entry.running == entry.requests == 0 for entry in self.engine.adapters)
+        assert len(self.executor.adapters) <= (self.engine.config.max_cpu_loras or 0)
         for one in self.asked.values():
             self._check(one, one.outputs[-1])
 
@@ -254,14 +302,18 @@ class Day:
         if self.has_state or not self.engine.config.enable_prefix_caching or one.params.prompt_logprobs is not None:
             assert output.num_cached_tokens == 0
         self.happened["cached tokens"] += output.num_cached_tokens
-        num_errors = 0
+        num_errors = num_lost = 0
         for answer in output.outputs:
             expected = self._expected(one, answer.index)
             tokens = list(answer.token_ids)
             self.happened["tokens"] += len(tokens)
             if answer.finish_reason in ("abort", "error"):
                 assert tokens == expected.tokens[: len(tokens)]
-                num_errors += answer.finish_reason == "error"
+                is_lost = "cannot be had any more: not read, as planned" in str(answer.stop_reason)
+                self.happened["adapters lost"] += is_lost
+                assert not is_lost or one.adapter
+                num_errors += answer.finish_reason == "error" and not is_lost
+                num_lost += is_lost
             else:
                 assert (tokens, answer.finish_reason, answer.stop_reason) == expected[:3]
             if answer.finish_reason == "abort":
@@ -271,12 +323,12 @@ class Day:
                 assert found == expected.logprobs[: len(tokens)]
         spoiled = one.id in self.culprits[2:]
         if spoiled:
-            assert one.aborted or num_errors == one.params.n
+            assert one.aborted or num_errors + num_lost == one.params.n
             self.happened["not finite"] += num_errors
         else:
             assert num_errors == self.blamed[one.id]
         if not spoiled:
-            self._check_prompt(one, output, whole=not one.aborted and num_errors == 0)
+            self._check_prompt(one, output, whole=not one.aborted and num_errors + num_lost == 0)
 
     def _expected(self, one: Asked, index: int) -> Expected:
         executor = self.executor
@@ -289,6 +341,7 @@ class Day:
             index=index,
             groups=executor.groups,
             inputs=one.inputs,
+            adapter=one.adapter,
         )
 
     def _check_prompt(self, one: Asked, output: RequestOutput, whole: bool) -> None:
@@ -298,12 +351,23 @@ class Day:
         assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
         read = zip(output.prompt_logprobs[1:], one.prompt[1:], strict=whole)
         found = [entry[token].logprob for entry, token in read if entry is not None]
-        assert found == expected_prompt_logprobs(one.prompt, self.executor.groups, one.inputs)[: len(found)]
+        expected = expected_prompt_logprobs(one.prompt, self.executor.groups, one.inputs, one.adapter)
+        assert found == expected[: len(found)]
 
 
-def simulate(seed: int) -> Day:
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adapters that differ."""
+    at = tmp_path_factory.mktemp("shelf")
+    for name in ("air", "earth", "fire", "water"):
+        (at / name).mkdir()
+        (at / name / "content").write_text(name)
+    return at
+
+
+def simulate(seed: int, shelf: Path) -> Day:
     """The day of this seed; says which it was if it fails."""
-    day = Day(seed)
+    day = Day(seed, shelf)
     try:
         day.run()
     except BaseException as failure:
@@ -313,16 +377,26 @@ def simulate(seed: int) -> Day:
 
 
 @pytest.mark.parametrize("share", range(SHARES))
-def test_every_request_of_every_day_is_answered_exactly(share: int) -> None:
+def test_every_request_of_every_day_is_answered_exactly(share: int, shelf: Path) -> None:
     happened: Counter[str] = Counter()
     for seed in range(share, DAYS, SHARES):
-        happened += simulate(seed).happened
+        happened += simulate(seed, shelf).happened
     print(dict(happened))
     assert happened["requests"] == REQUESTS_PER_DAY * len(range(share, DAYS, SHARES))
-    for kind in ("rows failed", "steps failed", "allocations failed", "aborts", "aborts after the end", "not finite"):
+    for kind in (
+        "rows failed",
+        "steps failed",
+        "allocations failed",
+        "aborts",
+        "aborts after the end",
+        "not finite",
+        "adapters replaced",
+        "adapters unloaded",
+        "adapters lost",
+    ):
         assert happened[kind] > 0, kind
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_day_replays_to_the_last_bit(seed: int) -> None:
-    assert simulate(seed).trace == simulate(seed).trace
+def test_a_day_replays_to_the_last_bit(seed: int, shelf: Path) -> None:
+    assert simulate(seed, shelf).trace == simulate(seed, shelf).trace

@@ -61,8 +61,7 @@ class Adapters:
                     self._read_again(entry)
                 self._executor().place_adapter(entry.key, slot)
             except Exception as failure:
-                self.book.unseat(entry)
-                entry.trouble = str(failure)
+                self.book.unseat(entry, str(failure))
 
     def _read_again(self, entry: Entry) -> None:
         """Its matrices had left memory."""

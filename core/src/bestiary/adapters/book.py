@@ -30,7 +30,7 @@ class Entry:
     #: Sequences that run with it, and requests that will.
     running: int = 0
     requests: int = 0
-    #: Why it could not be put into its slot.
+    #: Why it could not be put into its slot; its sequences end as soon as their steps are back.
     trouble: str = ""
 
 
@@ -100,7 +100,7 @@ class Book:
             leaving = min(idle, key=lambda holder: order.get(holder, -1))
             assert leaving.slot is not None
             free, leaving.slot = [leaving.slot], None
-        entry.slot = free[0]
+        entry.slot, entry.trouble = free[0], ""
         self._slots[entry.slot] = entry
         self._moves.append((entry.slot, entry))
         return True
@@ -110,8 +110,9 @@ class Book:
         found, self._moves = self._moves, []
         return found
 
-    def unseat(self, entry: Entry) -> None:
-        """Its slot could not be filled."""
+    def unseat(self, entry: Entry, trouble: str = "") -> None:
+        """It needs its slot no more, or this could not be filled."""
+        entry.trouble = trouble
         if entry.slot is not None:
             self._slots[entry.slot], entry.slot = None, None
 
@@ -157,5 +158,6 @@ class Book:
                 raise EngineError(
                     f"adapter {entry.name!r} counts {entry.running} users, and has {running.count(entry)}"
                 )
-            if entry.running and (entry.slot is None or self._slots[entry.slot] is not entry):
+            seated = entry.slot is not None and self._slots[entry.slot] is entry
+            if entry.running and not seated and not entry.trouble:
                 raise EngineError(f"adapter {entry.name!r} is in use and has no slot")

@@ -35,7 +35,8 @@ Fault = Callable[[Sequence[StepRow]], Collection[int]]
 class FakeExecutor:
     """An Executor over `num_blocks` blocks of `block_size` token ids each, or over several groups of blocks.
 
-    What stands for a token depends on the item that it belongs to, and on a whole prefix that sees itself both ways.
+    What stands for a token depends on the item that it belongs to, on a whole prefix that sees itself both ways, and on
+    the adapter in the row's slot: what is in the file `content` of an adapter's folder.
     Of a group with a window the next token sees the last so many tokens; of one with a state a hash of all of them,
     which is carried from one slot to the other.
     """
@@ -64,6 +65,9 @@ class FakeExecutor:
         self._bytes = [memoryview(memory).cast("B") for memory in self._memories]
         self._states = [[b"never written"] * group.num_blocks for group in self.groups]
         self._is_spoiled = False
+        #: Adapters in memory by key, and who is in a slot.
+        self.adapters: dict[str, bytes] = {}
+        self._slots: dict[int, bytes] = {-1: b""}
 
     def submit(self, rows: Sequence[StepRow]) -> None:
         """Run it now, as a first stage would begin to; what comes of it is seen when it is collected."""
@@ -85,22 +89,27 @@ class FakeExecutor:
         """Write the rows' tokens to the memory, and choose from what the memory then says."""
         self.num_steps += 1
         for row in rows:
-            self._write(row, _values(row.tokens, row.start, row.inputs))
+            self._write(row, _values(row.tokens, row.start, row.inputs, self._slots[row.adapter]))
         for number in self._faults(rows):
             self._write(rows[number], [_NAN] * len(rows[number].tokens))
             self._is_spoiled = True
         return [self._result(row) for row in rows]
 
     def add_adapter(self, key: str, folder: Path) -> bytes:
-        """The fake model knows no adapters."""
-        raise AdapterError("the fake model knows no adapters")
+        """Remember what is in it."""
+        try:
+            self.adapters[key] = (folder / "content").read_bytes()
+        except OSError as error:
+            raise AdapterError(f"the adapter in {folder} cannot be read: {error}") from None
+        return self.adapters[key]
 
     def place_adapter(self, key: str, slot: int) -> None:
-        """The fake model knows no adapters."""
-        raise AdapterError("the fake model knows no adapters")
+        """From now on rows with this slot use it."""
+        self._slots[slot] = self.adapters[key]
 
     def remove_adapter(self, key: str) -> None:
-        """The fake model knows no adapters."""
+        """Forget it; its slot stays as it is."""
+        self.adapters.pop(key, None)
 
     def close(self) -> None:
         """Nothing to let go: the memory is this object's own."""
@@ -180,38 +189,43 @@ def expected_answer(
     index: int = 0,
     groups: Sequence[CacheGroup] = (CacheGroup(0),),
     inputs: Inputs = NOTHING,
+    adapter: bytes = b"",
 ) -> Expected:
     """What an engine over a FakeExecutor must answer: computed from prompt and parameters alone.
 
-    `index` is the answer's number where `n` is above 1. Give a seed where the parameters are not greedy.
+    `index` is the answer's number where `n` is above 1, `adapter` the content of one. Give a seed where the parameters
+    are not greedy.
     """
     stops = params.stop_token_ids or ()
     ends = [*stops, *(() if params.ignore_eos else end_ids)]
-    tokens, logprobs = array("q", _values(prompt_ids, 0, inputs)), list[float]()
+    tokens, values, logprobs = list[int](), array("q", _values(prompt_ids, 0, inputs, adapter)), list[float]()
     limit = max_model_len - len(prompt_ids)
     limit = limit if params.max_tokens is None else min(limit, params.max_tokens)
     for num_output in range(limit):
-        context = _context(tokens.tobytes(), groups)
+        context = _context(values.tobytes(), groups)
         token = _next_token(context, params, (params.seed or 0) + index, num_output, ends, vocabulary)
         tokens.append(token)
+        values.extend(_values([token], len(values), NOTHING, adapter))
         if params.logprobs is not None:
             logprobs += _logprobs(context, token).logprobs
         if token in ends:
-            answer = tokens[len(prompt_ids) :].tolist()
-            return Expected(answer, "stop", token if token in stops else None, logprobs)
-    return Expected(tokens[len(prompt_ids) :].tolist(), "length", None, logprobs)
+            return Expected(tokens, "stop", token if token in stops else None, logprobs)
+    return Expected(tokens, "length", None, logprobs)
 
 
 def expected_prompt_logprobs(
-    prompt_ids: Sequence[int], groups: Sequence[CacheGroup] = (CacheGroup(0),), inputs: Inputs = NOTHING
+    prompt_ids: Sequence[int],
+    groups: Sequence[CacheGroup] = (CacheGroup(0),),
+    inputs: Inputs = NOTHING,
+    adapter: bytes = b"",
 ) -> list[float]:
     """What the same engine must say of a prompt's tokens from the second on; no group may have a state."""
-    tokens = array("q", _values(prompt_ids, 0, inputs)).tobytes()
+    tokens = array("q", _values(prompt_ids, 0, inputs, adapter)).tobytes()
     contexts = (_context(tokens[: place * _TOKEN_BYTES], groups) for place in range(1, len(prompt_ids)))
     return [_logprobs(context, token).logprobs[0] for context, token in zip(contexts, prompt_ids[1:], strict=True)]
 
 
-def _values(tokens: Sequence[int], start: int, inputs: Inputs) -> list[int]:
+def _values(tokens: Sequence[int], start: int, inputs: Inputs, adapter: bytes) -> list[int]:
     """What stands for some of a sequence's tokens, the first of which is at `start`."""
     values = list(tokens)
     for span in inputs.spans:
@@ -223,7 +237,7 @@ def _values(tokens: Sequence[int], start: int, inputs: Inputs) -> list[int]:
             raise EngineError("a prefix that sees itself both ways was cut")
         whole = array("q", values[: inputs.prefix]).tobytes()
         values[: inputs.prefix] = [_hash(whole, place) for place in range(inputs.prefix)]
-    return values
+    return [_hash(adapter, value) for value in values] if adapter else values
 
 
 def _hash(content: bytes, number: int) -> int:
