@@ -1,9 +1,13 @@
 """Fixtures of the kernel tests: every backend that this machine can run, and a fixed seed."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first kernel is defined
 
 from bestiary_kernels import library, status
 

@@ -3,6 +3,7 @@
 Knows nothing of models, caches as a whole or scheduling; an operation sees tensors and numbers only.
 """
 
+from bestiary_kernels import gpu
 from bestiary_kernels.activation import activation, gated_activation
 from bestiary_kernels.attention import paged_attention
 from bestiary_kernels.convolution import causal_conv
@@ -30,6 +31,7 @@ __all__ = [
     "causal_conv",
     "embedding",
     "gated_activation",
+    "gpu",
     "latent_attention",
     "lora",
     "matmul_flops",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.norm import reference
 
 __all__ = ["add_layer_norm", "add_rms_norm"]
@@ -25,6 +25,9 @@ def add_rms_norm(
         raise ValueError(f"add_rms_norm: weight has shape {tuple(weight_D.shape)}, x has width {width}")
     if residual_TD is not None and (residual_TD.shape != shape or residual_TD.dtype is not dtype):
         raise ValueError("add_rms_norm: residual and x differ in shape or dtype")
+    if (on_gpu := gpu.kernels("norm", x_TD)) is not None:
+        found: tuple[Tensor, Tensor] = on_gpu.add_rms_norm(x_TD, residual_TD, weight_D, eps, offset)
+        return found
     kernels = library.native(x_TD)
     strides = x_TD.stride()
     if len(shape) == 2:

@@ -1,0 +1,6 @@
+"""The cases of all operations: importing a module registers its own."""
+
+from . import norm
+from .draw import CASES
+
+__all__ = ["CASES", "norm"]
