@@ -8,13 +8,14 @@ DISTS := kernels core plugins/llama
 ZOO := $(filter-out plugins/llama,$(wildcard plugins/*))
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test lint conformance bench bench-peers clean
+.PHONY: help demo test lint conformance sanitize bench bench-peers clean
 
 help:
 	@echo "make demo     answer a question with a real model, installed as a user would"
 	@echo "make test     install what is needed and run every check and test"
 	@echo "make lint     formatter, linter, types, layers"
 	@echo "make conformance   prove every plugin, and write conformance.json and docs/architectures.md"
+	@echo "make sanitize the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make bench    measure, beside the peers (make bench-peers installs them first)"
 	@echo "make clean    remove what the other words made here"
 
@@ -55,6 +56,15 @@ test: lint
 
 conformance: $(VENV)/.tools
 	$(BIN)/bestiary verify --json conformance.json --table docs/architectures.md
+
+# The C++ library under AddressSanitizer and UndefinedBehaviorSanitizer, through every test of the kernels. Python and
+# torch are not built so: what they leave lying at the end is theirs. A checker must be the first library of a process.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all
+sanitize: $(VENV)/.tools
+	cd kernels && CXXFLAGS="$(SANITIZE) -g -O1 -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" \
+		../$(BIN)/python setup.py -q build --build-base $(CURDIR)/build/sanitized --build-lib $(CURDIR)/build/sanitized/lib
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=build/sanitized/lib $(PYTEST) -n 2 kernels/tests --deselect kernels/tests/test_build.py $(ARGS)
 
 bench-peers:
 	bash benchmarks/peers.sh

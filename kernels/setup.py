@@ -45,7 +45,8 @@ def _run(command: list[str]) -> None:
 
 def _compile(source: str, target: Path, flags: list[str]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    _run([os.environ.get("CXX", "g++"), *COMPILE, *flags, "-c", str(PACKAGE / source), "-o", str(target)])
+    more = os.environ.get("CXXFLAGS", "").split()
+    _run([os.environ.get("CXX", "g++"), *COMPILE, *flags, *more, "-c", str(PACKAGE / source), "-o", str(target)])
     return target
 
 
@@ -67,7 +68,8 @@ def build_library(target: Path, scratch: Path) -> None:
                 raise
             print(f"bestiary-kernels: built without the {name} kernels: {error}", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
-    link = [os.environ.get("CXX", "g++"), "-shared", "-Wl,--as-needed", *map(str, objects), "-o", str(target)]
+    more = os.environ.get("LDFLAGS", "").split()
+    link = [os.environ.get("CXX", "g++"), "-shared", "-Wl,--as-needed", *map(str, objects), *more, "-o", str(target)]
     _run(link)
 
 
