@@ -1,5 +1,6 @@
 """Recorded decode steps: the same numbers as without a recording, for any rows, blocks and positions."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,30 @@ def test_float32_runs_unrecorded_where_onednn_has_the_matrices(tmp_path: Path) -
     params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
     first = llm.generate(["a"], params, use_tqdm=False)[0].outputs[0].token_ids
     assert llm.generate(["a"], params, use_tqdm=False)[0].outputs[0].token_ids == first
+
+
+class Again:
+    """What a graph does, without a GPU: the same function over the same memory."""
+
+    def __init__(self, function: Callable[[], torch.Tensor]) -> None:
+        self.replay = function
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 5, 9, 20])
+def test_steps_of_sizes_that_are_not_captured_get_rows_that_come_to_nothing(tmp_path: Path, num_rows: int) -> None:
+    """As on a GPU: the rows beyond the sequences' own write nowhere, and nobody sees what they give."""
+    folder = tiny_checkpoint(tmp_path, "LlamaForCausalLM")
+    prompts = ["The griffin " * (n % 9 + 1) for n in range(num_rows)]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0)
+    padded, plain = (LLM(str(folder), max_model_len=256, block_size=5) for _ in range(2))
+    runner, other = (llm.engine.executor.runner for llm in (padded, plain))  # type: ignore[attr-defined]
+    runner._replays.sizes = (2, 8, 24)
+    runner._replays._record = lambda function: (function(), Again(function))
+    other._replays = None
+    for count in (num_rows, 1):
+        for found, wanted in zip(
+            answers(padded, prompts[:count], params), answers(plain, prompts[:count], params), strict=True
+        ):
+            assert found[0] == wanted[0]
+            assert found[1] == pytest.approx(wanted[1], abs=1e-5)
+    assert set(runner._replays._steps) == {2, 8 if num_rows <= 8 else 24} - ({8, 24} if num_rows == 1 else set())

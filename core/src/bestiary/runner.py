@@ -108,8 +108,9 @@ class Runner:
         encoder = self._model.encoder if self._mesh.is_first else None
         self.encoding = Encoding(encoder, _ENCODED, dtype, self.device)
         self._replays: Replays | None = None
-        if self.device.type == "cpu" and kinds == Replays.KINDS and self._mesh.is_alone:
-            self._replays = Replays(self._model, self._caches, self.block_size, self.max_model_len, self._lanes)
+        if kinds == Replays.KINDS and self._mesh.is_alone:
+            parts = self._model, self._caches, self.block_size, self.max_model_len, self._lanes, self.device
+            self._replays = Replays(*parts)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time.
@@ -117,7 +118,7 @@ class Runner:
         Of several ranks one has results, and the others none.
         """
         with torch.inference_mode():
-            if self._replays is not None and _is_decode(rows):
+            if self._replays is not None and self._replays.takes(len(rows)) and _is_decode(rows):
                 logits = self._replays.logits(rows)
                 if logits is not None:
                     return _choose(logits.float(), rows, [1] * len(rows))
@@ -354,9 +355,8 @@ def choose_device(setting: str) -> torch.device:
 
 
 def _is_decode(rows: Sequence[StepRow]) -> bool:
-    """A few sequences, and one token each whose successor is chosen."""
-    few = Replays.takes(len(rows))
-    return few and all(
+    """One token of each sequence, whose successor is chosen."""
+    return all(
         len(row.tokens) == 1 and row.sampling and not row.successors and row.inputs.ends_before(row.start)
         for row in rows
     )

@@ -8,6 +8,7 @@ from bestiary_kernels.activation import activation, gated_activation
 from bestiary_kernels.attention import paged_attention
 from bestiary_kernels.convolution import causal_conv
 from bestiary_kernels.embedding import embedding
+from bestiary_kernels.graph import Graph
 from bestiary_kernels.latent import cache_write, latent_attention
 from bestiary_kernels.library import Status, status, using
 from bestiary_kernels.linear import PackedLinear
@@ -21,6 +22,7 @@ from bestiary_kernels.tape import Arena, Tape
 
 __all__ = [
     "Arena",
+    "Graph",
     "PackedLinear",
     "Status",
     "Tape",

@@ -1,0 +1,46 @@
+"""A step captured as a CUDA graph and replayed with one call. Knows nothing of models; `tape` is its like for the CPU.
+
+What is captured are launches with their addresses: whoever captures keeps inputs in place and writes new values there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Graph"]
+
+
+class Graph:
+    """Everything that a function launched on a GPU."""
+
+    def __init__(self, graph: Any, output: Tensor) -> None:
+        self._graph = graph
+        #: What the function returned; a replay writes it anew, in place.
+        self.output = output
+
+    @classmethod
+    def capture(cls, function: Callable[[], Tensor], pool: Any) -> tuple[Tensor, Graph | None]:
+        """Run `function`, then capture it; its result, and a graph if it never asked the GPU for a value meanwhile.
+
+        Graphs of one `pool` (`torch.cuda.graph_pool_handle()`) share memory between their kernels, so that what one
+        leaves in its output holds until the next one is captured or replayed.
+        """
+        output = function().clone()  # the first run: kernels are compiled, libraries make their handles
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                captured = function()
+        except RuntimeError:  # something in it waits for the GPU, which a captured stream cannot
+            torch.cuda.synchronize()
+            return output, None
+        return output, cls(graph, captured)
+
+    def replay(self) -> Tensor:
+        """Launch it all again, over what the inputs' memory holds now, and return `output`."""
+        self._graph.replay()
+        return self.output
