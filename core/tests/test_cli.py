@@ -69,6 +69,7 @@ def declare(install: Install, name: str, distribution: str, version: str = "1.0"
 MODEL = {"--revision", "--dtype", "--device", "--plugin"}
 ENGINE = MODEL | {
     "--tokenizer",
+    "--load-format",
     "--max-model-len",
     "--max-num-seqs",
     "--max-num-batched-tokens",

@@ -37,6 +37,8 @@ class EngineConfig:
     tokenizer: str | None = None
     skip_tokenizer_init: bool = False
     revision: str | None = None
+    #: auto (the checkpoint's weights), dummy (random ones, for measurements: config.json is enough).
+    load_format: str = "auto"
     #: auto (what config.json says), bfloat16, float16 (half), float32 (float).
     dtype: str = "auto"
     #: auto (cuda where there is one), cpu, cuda, cuda:1, ...
@@ -147,6 +149,8 @@ class EngineConfig:
             raise SettingError(f"allowed_media_domains={self.allowed_media_domains!r}: give the names of hosts")
         if self.dtype not in DTYPES:
             raise SettingError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if self.load_format not in ("auto", "dummy"):
+            raise SettingError(f"load_format={self.load_format!r}: choose 'auto' or 'dummy'")
         self._check_nodes()
         if self.generation_config not in ("auto", "none"):
             raise SettingError(f"generation_config={self.generation_config!r}: choose 'auto' or 'none'")

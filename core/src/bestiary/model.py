@@ -116,20 +116,23 @@ def language_model(section: ConfigFile, architectures: Mapping[str, str]) -> Des
 def build(
     model: Decoder,
     names: Names,
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | None,
     *,
     dtype: torch.dtype,
     device: torch.device,
     length: int,
     mesh: Mesh | None = None,
 ) -> Decoder:
-    """Make a described tree run on this rank, for contexts of up to `length` tokens."""
+    """Make a described tree run on this rank, for contexts of up to `length` tokens; random without a checkpoint."""
     groups = kinds(keeps(model))
     part(model, mesh or Mesh())
     _allocate(model, dtype, device)
     _number_caches(model, groups)
     _lay_out_positions(model, length, device)
-    fill(dict(leaves(model)), names, checkpoint, elsewhere=lambda path: is_elsewhere(path, model))
+    if checkpoint is None:
+        _draw(model)
+    else:
+        fill(dict(leaves(model)), names, checkpoint, elsewhere=lambda path: is_elsewhere(path, model))
     _pack(model)
     return model
 
@@ -201,6 +204,16 @@ def is_elsewhere(path: str, model: Decoder) -> bool:
 def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
     for _, leaf in leaves(model):
         leaf.allocate(dtype, device)
+
+
+def _draw(model: Decoder) -> None:
+    """Weights for a measurement: matrices that keep the size of what goes through them, gains of 1, no biases."""
+    for _, leaf in leaves(model):
+        for name, tensor in leaf.named_parameters(recurse=False):
+            if tensor.dim() > 1:
+                tensor.data.normal_(std=tensor.shape[-1] ** -0.5)
+            else:
+                tensor.data.fill_(0.0 if "bias" in name else 1.0)
 
 
 def _cut(model: Decoder, mesh: Mesh) -> None:

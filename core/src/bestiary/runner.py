@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from bestiary import adapters, hub, model
 from bestiary.architecture import Architecture
 from bestiary.batch import Batch, Crossing, Pages, Slots, Vectors
-from bestiary.blocks import Adaptable, Embedding, Lanes, Over, Pooler, Update
+from bestiary.blocks import Adaptable, Decoder, Embedding, Lanes, Over, Pooler, Update
 from bestiary.cache import CacheGroup, store
 from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
@@ -94,12 +95,10 @@ class Runner:
         if config.max_model_len is not None and config.max_model_len > tree.context:
             raise SettingError(f"max_model_len={config.max_model_len}: the model was made for {tree.context} tokens")
         longest = config.max_model_len or tree.context
-        with Checkpoint.open(folder) as checkpoint:
-            for other in others:
-                checkpoint.adopt(Checkpoint.open(hub.locate(other.model)), other.prefix, other.within)
-            self._model = model.build(
-                tree, self._names, checkpoint, dtype=dtype, device=self.device, length=longest, mesh=self._mesh
-            )
+        build = partial(
+            model.build, tree, self._names, dtype=dtype, device=self.device, length=longest, mesh=self._mesh
+        )
+        self._model = build(None) if config.load_format == "dummy" else _filled(build, folder, others)
         kept = model.keeps(self._model)
         self.groups = agree(store.groups(config, kept, kinds, dtype, longest, self.device))
         self.max_model_len = store.fit_length(config, tree.context, self.groups)
@@ -298,6 +297,14 @@ class Runner:
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor if self.device.type == "cpu" else tensor.to(self.device, non_blocking=True)
+
+
+def _filled(build: Callable[[Checkpoint], Decoder], folder: Path, others: Sequence[model.Other]) -> Decoder:
+    """The model with a checkpoint's weights, and those of others that it is made of."""
+    with Checkpoint.open(folder) as checkpoint:
+        for other in others:
+            checkpoint.adopt(Checkpoint.open(hub.locate(other.model)), other.prefix, other.within)
+        return build(checkpoint)
 
 
 def _table(rows: Sequence[StepRow], group: int) -> Tensor:

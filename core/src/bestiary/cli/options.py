@@ -56,6 +56,7 @@ class EngineFlags(ModelFlags):
     """How the engine serves the model."""
 
     tokenizer: Annotated[str | None, _flag("Take the tokenizer of another model, named as MODEL is.")] = None
+    load_format: Annotated[str | None, _flag("auto, or dummy: random weights, for measurements.")] = None
     max_model_len: Annotated[int | None, _flag("Longest prompt plus answer, in tokens.")] = None
     max_num_seqs: Annotated[int | None, _flag("Most answers in the making at once.")] = None
     max_num_batched_tokens: Annotated[int | None, _flag("Most tokens of one step.")] = None
