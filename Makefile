@@ -8,13 +8,14 @@ DISTS := kernels core plugins/llama
 ZOO := $(filter-out plugins/llama,$(wildcard plugins/*))
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test lint conformance sanitize bench bench-peers clean
+.PHONY: help demo test lint conformance sanitize gpu gpu-wheels bench bench-peers clean
 
 help:
 	@echo "make demo     answer a question with a real model, installed as a user would"
 	@echo "make test     install what is needed and run every check and test"
 	@echo "make lint     formatter, linter, types, layers"
 	@echo "make conformance   prove every plugin, and write conformance.json and docs/architectures.md"
+	@echo "make gpu      the kernels' grid and the benchmark on a CUDA device"
 	@echo "make sanitize the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make bench    measure, beside the peers (make bench-peers installs them first)"
 	@echo "make clean    remove what the other words made here"
@@ -65,6 +66,21 @@ sanitize: $(VENV)/.tools
 		../$(BIN)/python setup.py -q build --build-base $(CURDIR)/build/sanitized --build-lib $(CURDIR)/build/sanitized/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH=build/sanitized/lib $(PYTEST) -n 2 kernels/tests --deselect kernels/tests/test_build.py $(ARGS)
+
+# On a machine with a GPU, torch, Triton, transformers and setuptools, and no package index: everything is installed
+# without dependencies into a folder of its own; wheels in gpu-wheels/ (make gpu-wheels, elsewhere) bring what it lacks.
+GPU_PYTHON ?= $(PYTHON)
+GPU := build/gpu
+gpu:
+	rm -rf $(GPU) && mkdir -p $(GPU)
+	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target $(GPU) \
+		$(wildcard gpu-wheels/*.whl) $(addprefix ./,$(DISTS))
+	PYTHONPATH=$(GPU):. $(GPU_PYTHON) -m kernels.tests.grid --device cuda --draws 25
+	cd benchmarks && PYTHONPATH=../$(GPU) $(GPU_PYTHON) -m gpu
+
+gpu-wheels: $(BIN)/python
+	$(PIP) download --no-deps --only-binary=:all: --python-version 3.12 --dest gpu-wheels \
+		msgspec importlib-metadata zipp jinja2 markupsafe cyclopts rich pluggy tqdm
 
 bench-peers:
 	bash benchmarks/peers.sh

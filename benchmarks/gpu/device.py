@@ -1,0 +1,56 @@
+"""What the device can do at most, measured, and how long something takes on it."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Device"]
+
+
+@dataclass
+class Device:
+    """A device and its measured limits: bytes a second of a copy, and operations a second of a product in bfloat16."""
+
+    kind: torch.device
+    is_tiny: bool
+    bandwidth: float = 0.0
+    flops: float = 0.0
+
+    def measure(self) -> None:
+        """Fill in the limits: the best of several, since these are what shares are taken of."""
+        n = 1 << (20 if self.is_tiny else 30)
+        source = torch.zeros(n, dtype=torch.uint8, device=self.kind)
+        target = torch.empty_like(source)
+        self.bandwidth = 2 * n / self.seconds(lambda: target.copy_(source), best=True)
+        side = 256 if self.is_tiny else 8192
+        a, b = (torch.randn(side, side, dtype=torch.bfloat16, device=self.kind) for _ in range(2))
+        self.flops = 2 * side**3 / self.seconds(lambda: a @ b, best=True)
+
+    def wait(self) -> None:
+        """Until all that was launched is done."""
+        if self.kind.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, function: Callable[[], object], rounds: int = 12, best: bool = False) -> float:
+        """The median time of a call, launched alone; on a GPU by its own clock."""
+        function()
+        self.wait()
+        found = [self._once(function) for _ in range(2 if self.is_tiny else rounds)]
+        return min(found) if best else statistics.median(found)
+
+    def _once(self, function: Callable[[], object]) -> float:
+        if self.kind.type != "cuda":
+            begin = time.perf_counter()
+            function()
+            return time.perf_counter() - begin
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # A flush of the second cache, in whose time the launches that follow are queued up.
+        torch.zeros(1 << 26, dtype=torch.int64, device=self.kind)
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
