@@ -80,7 +80,7 @@ gpu:
 
 gpu-wheels: $(BIN)/python
 	$(PIP) download --no-deps --only-binary=:all: --python-version 3.12 --dest gpu-wheels \
-		msgspec importlib-metadata zipp jinja2 markupsafe cyclopts rich pluggy tqdm
+		msgspec importlib-metadata zipp jinja2 markupsafe pluggy tqdm
 
 bench-peers:
 	bash benchmarks/peers.sh
