@@ -286,15 +286,6 @@ def test_a_nucleus_of_thousands_of_tokens_is_found_whole(params: dict[str, Any])
         assert token in inverted(expected, uniform(one.seed, 0))
 
 
-def test_the_size_of_the_first_look_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = logits((60, 3000), 2, spread=1.0)
-    rows = [row(seed=place, top_p=0.3 + place / 100, top_k=(0, 40, 0, 2500)[place % 4]) for place in range(60)]
-    expected = tokens_of(values, rows)
-    for width in (1, 8, 200, 10_000):
-        monkeypatch.setattr(sampler, "_FIRST_LOOK", width)
-        assert tokens_of(values, rows) == expected
-
-
 # ---- company ---------------------------------------------------------------------------------------------------------
 
 
@@ -331,31 +322,6 @@ def test_a_rows_draw_is_the_same_alone_and_in_any_company(vocabulary: int) -> No
             if place != 5:
                 assert together[place] == alone[place] == shuffled[order.index(place)]
         assert together[5].token is None
-
-
-def test_a_nucleus_is_the_same_alone_and_in_company_to_the_last_bit_of_p() -> None:
-    """Threads split a sum by how many rows there are, and a rounding error decides where p ends a nucleus exactly."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        values = logits((8, 49_152), spread=2.5)
-        for r in (1, 6):
-            for p, floor in nucleus_border(values[r : r + 1].clone()):
-                assert sampler._nucleus_floor(values, [row(top_p=p)] * 8)[r] == floor
-    finally:
-        torch.set_num_threads(threads)
-
-
-def nucleus_border(values: Tensor) -> list[tuple[float, float]]:
-    """Two neighbouring numbers p between which the nucleus of this row alone grows, each with its smallest logit."""
-    low, high = 0.3, 0.7
-    at = {p: sampler._nucleus_floor(values, [row(top_p=p)]).item() for p in (low, high)}
-    while math.nextafter(low, 1) < high:
-        middle = (low + high) / 2
-        at[middle] = sampler._nucleus_floor(values, [row(top_p=middle)]).item()
-        low, high = (middle, high) if at[middle] == at[low] else (low, middle)
-    assert at[low] > at[high]
-    return [(low, at[low]), (high, at[high])]
 
 
 # ---- log-probabilities -----------------------------------------------------------------------------------------------

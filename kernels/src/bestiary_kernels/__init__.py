@@ -17,6 +17,7 @@ from bestiary_kernels.measure import matmul_flops, read_bandwidth
 from bestiary_kernels.moe import moe, route
 from bestiary_kernels.norm import add_layer_norm, add_rms_norm
 from bestiary_kernels.rotary import rotary, rotary_cache_write
+from bestiary_kernels.sampling import draw
 from bestiary_kernels.scan import selective_scan
 from bestiary_kernels.tape import Arena, Tape
 
@@ -31,6 +32,7 @@ __all__ = [
     "add_rms_norm",
     "cache_write",
     "causal_conv",
+    "draw",
     "embedding",
     "gated_activation",
     "gpu",

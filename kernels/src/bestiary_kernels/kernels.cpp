@@ -7,4 +7,5 @@
 #include "measure.cpp"
 #include "norm/cpu.cpp"
 #include "rotary/cpu.cpp"
+#include "sampling/cpu.cpp"
 #include "tape.cpp"

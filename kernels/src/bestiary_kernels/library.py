@@ -53,6 +53,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "linear_rows": [_POINTER, _POINTER, _POINTER, _SIZE],
     "embedding_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
     "lora": [_INT, *[_POINTER] * 8],
+    "draw": [*[_POINTER] * 7, *[_SIZE] * 3],
     "read_memory": [_POINTER, _SIZE, _INT],
     "replay": [_POINTER, _SIZE, _POINTER],
 }

@@ -16,6 +16,7 @@ from struct import pack
 import torch
 from torch import Tensor
 
+import bestiary_kernels as kernels
 from bestiary.sampling.params import SamplingParams
 
 __all__ = ["Choice", "Row", "TopLogprobs", "sample", "top_logprobs", "uniform"]
@@ -121,63 +122,12 @@ def _penalise(logits_RV: Tensor, rows: Sequence[Row]) -> None:
 
 def _draw(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
     """A token for each row, drawn from what temperature, min-p, top-k and top-p leave."""
-    device = logits_RV.device
-    logits_RV = logits_RV / torch.tensor([row.params.temperature for row in rows], device=device)[:, None]
-    floor_R = logits_RV.new_full((len(rows),), -torch.inf)
-    best_R = logits_RV.amax(-1)
-    for r, row in enumerate(rows):
-        if row.params.min_p > 0:
-            floor_R[r] = best_R[r] + torch.tensor(row.params.min_p).log().item()
-    cut = [r for r, row in enumerate(rows) if row.params.top_k > 0 or row.params.top_p < 1]
-    if cut:
-        kept = logits_RV[cut].masked_fill(logits_RV[cut] < floor_R[cut, None], -torch.inf)
-        floor_R[cut] = torch.maximum(floor_R[cut], _nucleus_floor(kept, [rows[r] for r in cut]))
-    logits_RV = logits_RV.masked_fill(logits_RV < floor_R[:, None], -torch.inf)
-    cumulative_RV = _sums(logits_RV - best_R[:, None])
-    at = torch.tensor([uniform(row.seed, row.num_output) for row in rows], dtype=torch.float64, device=device)
-    target = at * cumulative_RV[:, -1]
-    tokens_R = torch.searchsorted(cumulative_RV, target[:, None], right=True)[:, 0]
-    return tokens_R.clamp_(max=logits_RV.shape[1] - 1)
-
-
-#: Sorting a whole vocabulary costs milliseconds; the nucleus nearly always lies within this many tokens.
-_FIRST_LOOK = 1024
-
-
-def _nucleus_floor(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
-    """The smallest logit of each row that top-k and top-p keep. Tokens tied with it stay: equals have no order."""
-    vocabulary, device = logits_RV.shape[1], logits_RV.device
-    k_R = torch.tensor([row.params.top_k if row.params.top_k > 0 else vocabulary for row in rows], device=device)
-    p_R = torch.tensor([row.params.top_p for row in rows], dtype=torch.float64, device=device)
-    k_R.clamp_(max=vocabulary)
-    width = min(vocabulary, max(_FIRST_LOOK, *(row.params.top_k for row in rows)))
-    floor_R, sure_R = _floor_within(logits_RV, width, k_R, p_R)
-    if not sure_R.all():
-        again = (~sure_R).nonzero()[:, 0]
-        floor_R[again] = _floor_within(logits_RV[again], vocabulary, k_R[again], p_R[again])[0]
-    return floor_R
-
-
-def _floor_within(logits_RV: Tensor, width: int, k_R: Tensor, p_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The floor as the `width` largest logits show it, and for each row whether they were enough to tell.
-
-    Weights are added up one after the other, so that a row's sums are the same whatever stands beside it.
-    """
-    top_RW = logits_RV.topk(width, dim=-1).values
-    best_R1 = top_RW[:, :1]
-    weight_RW = (top_RW - best_R1).exp().double()
-    mass_RW = weight_RW.cumsum(-1)
-    total_R1 = mass_RW.gather(1, (k_R[:, None] - 1).clamp(max=width - 1))
-    everything = k_R >= logits_RV.shape[1]
-    if width < logits_RV.shape[1] and everything.any():
-        total_R1[everything] = _sums(logits_RV[everything] - best_R1[everything])[:, -1:]
-    # A token is kept while what stands before it falls short of p: the one that crosses p is the last.
-    short_RW = mass_RW - weight_RW < p_R[:, None] * total_R1
-    num_kept = (short_RW & (torch.arange(width, device=logits_RV.device) < k_R[:, None])).sum(-1)
-    floor_R = top_RW.gather(1, (num_kept - 1).clamp(min=0)[:, None])[:, 0]
-    return floor_R, (num_kept < width) | (k_R <= width)
-
-
-def _sums(logits_RV: Tensor) -> Tensor:
-    """Running sums of the weights, in vocabulary order."""
-    return logits_RV.exp().cumsum(-1, dtype=torch.float64)
+    params, device = [row.params for row in rows], logits_RV.device
+    return kernels.draw(
+        logits_RV,
+        torch.tensor([one.temperature for one in params], dtype=torch.float32, device=device),
+        torch.tensor([one.top_k for one in params], dtype=torch.int32, device=device),
+        torch.tensor([one.top_p for one in params], dtype=torch.float32, device=device),
+        torch.tensor([one.min_p for one in params], dtype=torch.float32, device=device),
+        torch.tensor([uniform(row.seed, row.num_output) for row in rows], dtype=torch.float64, device=device),
+    )

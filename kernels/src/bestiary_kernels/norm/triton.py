@@ -11,7 +11,7 @@ _WIDEST = 4096
 
 
 @triton.jit
-def _add_rms_norm(  # type: ignore[no-untyped-def]
+def _add_rms_norm(
     x,
     residual,
     weight,

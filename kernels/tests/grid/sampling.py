@@ -1,0 +1,58 @@
+"""Drawing: the token is one that may come, and where the draw says."""
+
+import torch
+from torch import Tensor
+
+from bestiary_kernels import draw
+
+from .draw import Draw, case, normal
+
+#: How far a sum of float32 weights may be off, as a share of the whole.
+_NOISE = 1e-5
+
+
+@case
+def drawing(draw_: Draw, device: torch.device) -> None:
+    """Rows with limits of their own, ties among the scores, and draws at both ends."""
+    rows, vocabulary = draw_.integer(0, 4), draw_.choice((1, 2, 50, draw_.integer(1, 700)))
+    logits = normal(draw_, rows, vocabulary, dtype=torch.float32, device=device) * draw_.choice((0.1, 3.0, 40.0))
+    if draw_.choice((True, False)):
+        logits = logits.round()
+    pick = {
+        "temperature": [draw_.choice((0.2, 1.0, 1.7)) for _ in range(rows)],
+        "top_k": [draw_.choice((0, 1, 3, 40, 10**6)) for _ in range(rows)],
+        "top_p": [draw_.choice((1.0, 1e-4, 0.5, 0.95)) for _ in range(rows)],
+        "min_p": [draw_.choice((0.0, 0.05, 1.0)) for _ in range(rows)],
+        "uniform": [draw_.choice((0.0, 0.37, 0.9, 1 - 2**-53)) for _ in range(rows)],
+    }
+    kinds = (torch.float32, torch.int32, torch.float32, torch.float32, torch.float64)
+    parameters = [torch.tensor(v, dtype=k, device=device) for v, k in zip(pick.values(), kinds, strict=True)]
+    tokens = draw(logits, *parameters)
+    for r in range(rows):
+        _check(logits[r].double().cpu(), int(tokens[r]), *(values[r] for values in pick.values()))
+
+
+def _check(logits: Tensor, token: int, temperature: float, top_k: int, top_p: float, min_p: float, at: float) -> None:
+    """In float64, by sorting all of it; a token at a limit may stay or go as far as rounding decides."""
+    scores = logits / temperature
+    weights = (scores - scores.max()).exp()
+    order = weights.argsort(descending=True, stable=True)
+    allowed = [i for i in order.tolist() if weights[i] >= min_p * (1 - _NOISE)]
+    if top_k > 0 and top_k < len(allowed):
+        allowed = [i for i in allowed if weights[i] >= weights[allowed[top_k - 1]] * (1 - _NOISE)]
+    counted = sum(float(weights[i]) for i in allowed[: top_k or None])
+    kept, mass = [], 0.0
+    for i in allowed:
+        is_tied = bool(kept) and weights[i] >= weights[kept[-1]] * (1 - _NOISE)
+        if kept and mass >= top_p * counted * (1 + _NOISE) and not is_tied:
+            break
+        kept.append(i)
+        mass += float(weights[i])
+    assert token in kept, f"token {token} may not come: {len(kept)} of {len(weights)} may"
+    # Its part of the distribution holds the draw. Those tied with the last may be gone: of both ways one must fit.
+    for among in (kept, [i for i in kept if weights[i] > weights[kept[-1]] * (1 + _NOISE)] or kept):
+        total = sum(float(weights[i]) for i in among)
+        low = sum(float(weights[i]) for i in among if i < token)
+        if low - _NOISE * total <= at * total <= low + float(weights[token]) + _NOISE * total:
+            return
+    raise AssertionError(f"token {token} is not where {at} falls")
