@@ -81,23 +81,26 @@ inline void write_block(const PackedCall& call, int64_t block, const Sums* sums,
     }
 }
 
-// The weight is one line of blocks x K/2 steps, cut evenly; a block that a cut divides is finished after the region.
+// The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread, which take them in turns: a
+// core that another program borrows delays one piece. A block that a cut divides is finished after the region.
 inline int multiply_packed(const PackedCall& call, const bf16* x, bf16* y, int64_t rows) {
-    constexpr int most_threads = 256;
+    constexpr int most_threads = 256, pieces_each = 4;
+    constexpr int64_t least_steps = 256;  // 64 KiB of weights
     const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
     const int64_t threads = total * rows < 512 ? 1 : smaller(omp_get_max_threads(), most_threads);
+    const int64_t pieces = threads == 1 ? 1 : smaller(pieces_each * threads, threads + total / least_steps);
     const char* const weight = (const char*)call.weight;
-    const int64_t most_edges = 2 * threads;
+    const int64_t most_edges = 2 * pieces;
     // Sums of the blocks that a cut divides, and those blocks' numbers.
     Sums* const edge_sums = (Sums*)scratch(size_t(most_edges * rows) * sizeof(Sums) + size_t(most_edges) * 8);
     if (!edge_sums) return NO_MEMORY;
     int64_t* const edge_block = (int64_t*)(edge_sums + most_edges * rows);
     for (int64_t i = 0; i < most_edges; ++i) edge_block[i] = -1;
-    const auto walk = [&](int64_t thread) {
+    const auto walk = [&](int64_t piece) {
         Floats sums[MOST_ROWS][VECTORS];
-        int64_t at = total * thread / threads;
-        const int64_t end = total * (thread + 1) / threads;
-        int64_t edge = 2 * thread;
+        int64_t at = total * piece / pieces;
+        const int64_t end = total * (piece + 1) / pieces;
+        int64_t edge = 2 * piece;
         while (at < end) {
             const int64_t block = at / steps, from = at - block * steps, to = smaller(steps, from + end - at);
             memset(sums, 0, size_t(rows) * sizeof(Sums));
@@ -111,12 +114,7 @@ inline int multiply_packed(const PackedCall& call, const bf16* x, bf16* y, int64
             at += to - from;
         }
     };
-    if (threads == 1) {
-        walk(0);
-        return OK;
-    }
-#pragma omp parallel num_threads(int(threads))
-    for (int64_t thread = omp_get_thread_num(); thread < threads; thread += omp_get_num_threads()) walk(thread);
+    share(pieces, 1, pieces > 1, walk);
     for (int64_t i = 0; i < most_edges; ++i) {
         if (edge_block[i] < 0) continue;
         Sums* const sums = edge_sums + i * rows;
@@ -166,12 +164,10 @@ inline void multiply_rows(const PackedCall& call, const float* x, float* y, int6
 
 template <int rows> int multiply_all_rows(const PackedCall& call, const float* x, float* y) {
     const int64_t groups = (call.outputs + TOGETHER - 1) / TOGETHER;
-    const int threads = call.outputs * call.inputs > 32768 ? omp_get_max_threads() : 1;
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t group = 0; group < groups; ++group) {
+    share(groups, 16, call.outputs * call.inputs > 32768, [&](int64_t group) {
         const int64_t first = group * TOGETHER;
         multiply_rows<rows>(call, x, y, first, int(smaller<int64_t>(TOGETHER, call.outputs - first)));
-    }
+    });
     return OK;
 }
 
