@@ -59,7 +59,7 @@ def _rotary(  # type: ignore[no-untyped-def]
     is_head, is_turned = head < heads, head < tl.where(is_position, heads, 0)
     x += token * token_stride + head * head_stride
     y += (token * heads + head) * WIDTH
-    kind = y.dtype.element_ty
+    kind = x.dtype.element_ty
     if HALF > 0:
         angles = cos_sin + tl.where(is_position, position, 0) * (2 * HALF)
         first, second, _, a, b = _turned(x, step, is_turned, angles, HALF, HALF_BLOCK, INTERLEAVED)
@@ -70,6 +70,28 @@ def _rotary(  # type: ignore[no-untyped-def]
         at = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
         rest = tl.load(x + at * step, mask=is_turned & (at < WIDTH), other=0.0)
         tl.store(y + at, rest, mask=is_head & (at < WIDTH))
+
+
+@triton.jit
+def _turn(  # type: ignore[no-untyped-def]
+    x, step, is_head, angles, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr
+):
+    """Turn heads in place. Return where their numbers lie, and what they are now."""
+    first, second, mask, a, b = _turned(x, step, is_head, angles, HALF, HALF_BLOCK, INTERLEAVED)
+    a, b = a.to(x.dtype.element_ty), b.to(x.dtype.element_ty)
+    tl.debug_barrier()  # threads that hold the same number have all read it before one of them writes
+    tl.store(x + first * step, a, mask=mask)
+    tl.store(x + second * step, b, mask=mask)
+    return first, second, mask, a, b
+
+
+@triton.jit
+def _write(heads, step, cache, is_written, BEGIN: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Copy heads to the cache, from number BEGIN on."""
+    if BEGIN < WIDTH:
+        at = BEGIN + tl.arange(0, BLOCK)[None, :]
+        mask = is_written & (at < WIDTH)
+        tl.store(cache + at, tl.load(heads + at * step, mask=mask, other=0.0), mask=mask)
 
 
 @triton.jit(do_not_specialize=["max_position"])
@@ -109,46 +131,34 @@ def _rotary_cache_write(  # type: ignore[no-untyped-def]
     HEADS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
+    """The first tiles turn heads of q; each of the rest turns heads of k, and writes them and their v."""
+    token, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    angles = cos_sin
     if HALF > 0:
         position = tl.load(positions + token * position_stride).to(tl.int64)
         is_position = (position >= 0) & (position < max_position)
         angles = cos_sin + tl.where(is_position, position, 0) * (2 * HALF)
         # A token outside the table has no heads.
         q_heads, kv_heads = tl.where(is_position, q_heads, 0), tl.where(is_position, kv_heads, 0)
-    kind = k_cache.dtype.element_ty
     if tile < q_tiles:
         if HALF > 0:
-            head = (tile * HEADS + tl.arange(0, HEADS))[:, None]
-            q += token * q_stride + head * q_head_stride
-            first, second, mask, a, b = _turned(q, q_step, head < q_heads, angles, HALF, HALF_BLOCK, INTERLEAVED)
-            tl.debug_barrier()  # threads that hold the same number have all read it before one of them writes
-            tl.store(q + first * q_step, a.to(kind), mask=mask)
-            tl.store(q + second * q_step, b.to(kind), mask=mask)
+            q_head = (tile * HEADS + tl.arange(0, HEADS))[:, None]
+            q_at = q + token * q_stride + q_head * q_head_stride
+            _turn(q_at, q_step, q_head < q_heads, angles, HALF, HALF_BLOCK, INTERLEAVED)
     else:
+        head = ((tile - q_tiles) * HEADS + tl.arange(0, HEADS))[:, None]
         slot = tl.load(slots + token * slot_stride).to(tl.int64)
         block = slot // block_size
-        head = ((tile - q_tiles) * HEADS + tl.arange(0, HEADS))[:, None]
-        is_head, is_written = head < kv_heads, head < tl.where((slot >= 0) & (block < blocks), kv_heads, 0)
+        is_written = head < tl.where((slot >= 0) & (block < blocks), kv_heads, 0)
         in_block = (head * block_size + slot % block_size) * WIDTH
-        k += token * k_stride + head * k_head_stride
-        k_cache += block * k_block_stride + in_block
+        k_at, k_to = k + token * k_stride + head * k_head_stride, k_cache + block * k_block_stride + in_block
         if HALF > 0:
-            first, second, mask, a, b = _turned(k, k_step, is_head, angles, HALF, HALF_BLOCK, INTERLEAVED)
-            tl.debug_barrier()
-            tl.store(k + first * k_step, a.to(kind), mask=mask)
-            tl.store(k + second * k_step, b.to(kind), mask=mask)
-            tl.store(k_cache + first, a.to(kind), mask=mask & is_written)
-            tl.store(k_cache + second, b.to(kind), mask=mask & is_written)
-        if 2 * HALF < WIDTH:
-            at = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
-            mask = is_written & (at < WIDTH)
-            tl.store(k_cache + at, tl.load(k + at * k_step, mask=mask, other=0.0), mask=mask)
-        at = tl.arange(0, WIDTH_BLOCK)[None, :]
-        mask = is_written & (at < WIDTH)
-        values = tl.load(v + token * v_stride + head * v_head_stride + at * v_step, mask=mask, other=0.0)
-        tl.store(v_cache + block * v_block_stride + in_block + at, values, mask=mask)
+            first, second, mask, a, b = _turn(k_at, k_step, head < kv_heads, angles, HALF, HALF_BLOCK, INTERLEAVED)
+            tl.store(k_to + first, a, mask=mask & is_written)
+            tl.store(k_to + second, b, mask=mask & is_written)
+        _write(k_at, k_step, k_to, is_written, 2 * HALF, WIDTH, REST_BLOCK)
+        v_at, v_to = v + token * v_stride + head * v_head_stride, v_cache + block * v_block_stride + in_block
+        _write(v_at, v_step, v_to, is_written, 0, WIDTH, WIDTH_BLOCK)
 
 
 def _blocks(width: int, half: int, heads: int) -> dict[str, int]:
