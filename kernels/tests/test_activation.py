@@ -97,3 +97,27 @@ def test_an_unknown_plain_kind_is_refused() -> None:
 def test_the_plain_operator_passes_torchs_checks() -> None:
     torch.library.opcheck(_plain_operator, (torch.randn(3, 8), "relu2"))
     assert activation(torch.empty(3, 8, device="meta"), "gelu").shape == (3, 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", reference.ACTIVATIONS)
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 33), (2, 5, 80), (9, 2050)])
+def test_every_variants_plain_activation_agrees_with_the_reference(
+    variant: str, kind: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    x = (torch.randn(shape) * 4).to(dtype)
+    assert_rounds_to(activation(x, kind), reference.activation(x, kind))
+
+
+@pytest.mark.parametrize("kind", reference.ACTIVATIONS)
+def test_nan_and_far_values_pass_a_plain_activation(variant: str, kind: str) -> None:
+    x = torch.tensor([-1e4, -200.0, -90.0, -30.0, 30.0, 90.0, 200.0, 1e4, float("nan")])
+    y = activation(x, kind)
+    assert_rounds_to(y[:-1], reference.activation(x[:-1], kind))
+    assert y[-1].isnan()
+
+
+def test_rows_of_a_plain_activation_may_be_strided(variant: str) -> None:
+    x = torch.randn(5, 100)[:, 10:74]
+    assert_rounds_to(activation(x, "gelu"), reference.activation(x, "gelu"))
+    assert_rounds_to(activation(x.T, "gelu"), reference.activation(x.T, "gelu"))

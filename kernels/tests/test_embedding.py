@@ -15,6 +15,11 @@ def test_rows_are_torchs(dtype: torch.dtype, width: int) -> None:
     assert kernels.embedding(table, ids[:0]).shape == (0, width)
 
 
+def test_many_rows_are_copied_in_parallel(variant: str) -> None:
+    table, ids = torch.randn(50, 300), torch.randint(0, 50, (900,))
+    assert torch.equal(kernels.embedding(table, ids), table[ids])
+
+
 def test_a_table_with_gaps_between_its_rows_is_read_right() -> None:
     table = torch.randn(20, 16)[:, :8]
     assert torch.equal(kernels.embedding(table, torch.tensor([3, 1])), table[[3, 1]])

@@ -56,7 +56,7 @@ def test_out_receives_the_result(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_go_where_the_slots_say(dtype: torch.dtype) -> None:
+def test_rows_go_where_the_slots_say(backend: str, dtype: torch.dtype) -> None:
     rows, cache = torch.randn(4, 6).to(dtype), torch.zeros(3, 5, 6, dtype=dtype)
     cache_write(rows, torch.tensor([14, -1, 0, 7]), cache)
     expected = torch.zeros(15, 6, dtype=dtype)
@@ -64,7 +64,19 @@ def test_rows_go_where_the_slots_say(dtype: torch.dtype) -> None:
     assert torch.equal(cache.view(15, 6), expected)
 
 
-def test_a_slot_outside_the_cache_is_refused_before_anything_is_written() -> None:
+def test_many_rows_of_a_wider_buffer_go_to_a_layer_of_a_shared_cache(backend: str) -> None:
+    """So many are written in parallel."""
+    rows, slots = torch.randn(700, 300)[:, 4:], torch.randperm(1000)[:700]
+    slots[::7] = -1
+    cache = torch.zeros(200, 3, 5, 296)
+    cache_write(rows, slots, cache[:, 1])
+    expected = torch.zeros(1000, 296)
+    expected[slots[slots >= 0]] = rows[slots >= 0]
+    assert torch.equal(cache[:, 1].reshape(1000, 296), expected)
+    assert not cache[:, 0].any() and not cache[:, 2].any()
+
+
+def test_a_slot_outside_the_cache_is_refused_before_anything_is_written(backend: str) -> None:
     cache = torch.zeros(3, 5, 6)
     with pytest.raises(IndexError, match="cache_write: a slot"):
         cache_write(torch.ones(2, 6), torch.tensor([0, 15]), cache)

@@ -139,3 +139,22 @@ def test_the_layer_norms_operator_passes_torchs_checks() -> None:
     torch.library.opcheck(_layer_operator, (x, None, None, factor, 1e-5))
     y, h = add_layer_norm(torch.empty(3, 8, device="meta"), None, None, None, 1e-5)
     assert y.shape == h.shape == (3, 8) and y.is_meta
+
+
+@pytest.mark.parametrize("rows", [1, 400])
+def test_layer_norms_of_long_and_of_many_rows_agree_with_the_reference(variant: str, rows: int) -> None:
+    """Many take the parallel path; the numbers are far from zero, where a sum of squares would cancel."""
+    x, residual = torch.randn(rows, 1031) + 30, torch.randn(rows, 1031)
+    weight, bias = torch.randn(1031), torch.randn(1031)
+    expected_y, expected_h = reference.add_layer_norm(x, residual, weight, bias, 1e-5)
+    y, h = add_layer_norm(x, residual, weight, bias, 1e-5)
+    assert h.data_ptr() == residual.data_ptr() and torch.equal(h, expected_h)
+    torch.testing.assert_close(y, expected_y, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_reach_a_layer_norms_output(variant: str, value: float) -> None:
+    x = torch.randn(2, 100)
+    x[1, 98] = value
+    y, _ = add_layer_norm(x, None, None, None, 1e-5)
+    assert y[1, 98].isnan() and y[0].isfinite().all()

@@ -154,3 +154,16 @@ def test_the_rotations_operator_passes_torchs_checks() -> None:
     torch.library.opcheck(_plain_operator, (torch.randn(2, 3, 16), angles(12), torch.tensor([3, 0]), True))
     meta = torch.empty(2, 3, 16, device="meta")
     assert rotary(meta, angles(16), torch.tensor([3, 0])).shape == (2, 3, 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("width", "rotary_width"), [(64, 64), (80, 32), (20, 12)])
+@pytest.mark.parametrize("tokens", [0, 3, 400])
+def test_every_variants_rotation_alone_agrees_with_the_reference(
+    variant: str, tokens: int, width: int, rotary_width: int, interleaved: bool, dtype: torch.dtype
+) -> None:
+    x = torch.randn(tokens, 5, width + 7).to(dtype)[..., 7:]
+    table, positions = angles(rotary_width), torch.randint(0, 64, (tokens,))
+    y = rotary(x, table, positions, interleaved)
+    assert_rounds_to(y, reference.rotary(x, table, positions, interleaved))

@@ -126,3 +126,36 @@ def test_a_whole_layer_in_bfloat16_is_recorded() -> None:
         position[0], slot[0], length[0] = at, at, at + 1
         x.copy_(torch.randn(1, 128))
         torch.testing.assert_close(tape.replay().clone(), step(), atol=0, rtol=0)
+
+
+@needs_library
+def test_a_layer_of_an_older_design_is_recorded() -> None:
+    """Layer norm, a plain activation, rotary into new memory and latent rows: what no other test records."""
+    torch.manual_seed(0)
+    x, scale, bias = torch.randn(2, 3, 24), torch.randn(3, 24), torch.randn(24)
+    angles, cache = torch.randn(9, 2, 8), torch.zeros(4, 5, 72)
+    positions, slots = torch.tensor([3, 0]), torch.tensor([7, 19])
+
+    def step() -> torch.Tensor:
+        y, _ = kernels.add_layer_norm(x, None, scale, bias, 1e-5)
+        y = kernels.rotary(kernels.activation(y, "relu2"), angles, positions, True)
+        kernels.cache_write(y.view(2, -1), slots, cache)
+        return kernels.add_layer_norm(y, None, None, bias, 1e-5)[0]
+
+    _, tape = Tape.record(step)
+    assert tape is not None
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x.copy_(torch.randn(2, 3, 24))
+        positions.copy_(torch.randint(0, 9, (2,)))
+        slots.copy_(torch.randperm(20)[:2])
+        replayed = tape.replay().clone()
+        written = cache.view(20, 72)[slots].clone()
+        torch.testing.assert_close(replayed, step(), atol=0, rtol=0)
+        torch.testing.assert_close(written, cache.view(20, 72)[slots], atol=0, rtol=0)
+    positions[1] = 9
+    with pytest.raises(IndexError, match="rotary: a position"):
+        tape.replay()
+    positions[1], slots[0] = 8, 20
+    with pytest.raises(IndexError, match="cache_write: a slot"):
+        tape.replay()

@@ -2,6 +2,7 @@
 #include "activation/cpu.cpp"
 #include "attention/cpu.cpp"
 #include "embedding/cpu.cpp"
+#include "latent/cpu.cpp"
 #include "linear/cpu.cpp"
 #include "lora/cpu.cpp"
 #include "measure.cpp"

@@ -44,8 +44,12 @@ _FILE = Path(__file__).with_name("libbestiary_kernels.so")
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 #: The arguments of each C function.
 SIGNATURES: dict[str, list[Any]] = {
+    "activation": [_INT, _INT, _POINTER, _POINTER, *[_SIZE] * 3],
+    "add_layer_norm": [_INT, *[_POINTER] * 5, *[_SIZE] * 7, _FLOAT],
     "add_rms_norm": [_INT, *[_POINTER] * 4, *[_SIZE] * 5, _FLOAT, _FLOAT],
+    "cache_write": [*[_POINTER] * 3, *[_SIZE] * 6],
     "gated_activation": [_INT, _INT, _POINTER, _POINTER, *[_SIZE] * 3],
+    "rotary": [_INT, *[_POINTER] * 4, *[_SIZE] * 7, _INT],
     "rotary_cache_write": [_INT, *[_POINTER] * 9],
     "paged_attention": [_INT, *[_POINTER] * 7, _FLOAT, _POINTER],
     "embedding": [*[_POINTER] * 3, *[_SIZE] * 3],

@@ -48,6 +48,10 @@ inline int run(const Recorded& entry) {
         case 7: return call(VARIANT_NAME(VARIANT, linear_packed), entry.arguments);
 #endif
         case 8: return call(VARIANT_NAME(VARIANT, lora), entry.arguments);
+        case 9: return call(VARIANT_NAME(VARIANT, add_layer_norm), entry.arguments);
+        case 10: return call(VARIANT_NAME(VARIANT, activation), entry.arguments);
+        case 11: return call(VARIANT_NAME(VARIANT, rotary), entry.arguments);
+        case 12: return call(VARIANT_NAME(VARIANT, cache_write), entry.arguments);
     }
     return BAD_ROW;
 }

@@ -30,6 +30,10 @@ _OPERATIONS = (
     "linear_rows",
     "linear_packed",
     "lora",
+    "add_layer_norm",
+    "activation",
+    "rotary",
+    "cache_write",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

@@ -1,6 +1,21 @@
 """The cases of all operations: importing a module registers its own."""
 
-from . import norm, sampling
+from . import (
+    activation,
+    cache_write,
+    embedding,
+    norm,
+    rotary,
+    sampling,
+)
 from .draw import CASES
 
-__all__ = ["CASES", "norm", "sampling"]
+__all__ = [
+    "CASES",
+    "activation",
+    "cache_write",
+    "embedding",
+    "norm",
+    "rotary",
+    "sampling",
+]

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.activation import reference
 
-__all__ = ["KINDS", "activation", "gated_activation"]
+__all__ = ["KINDS", "PLAIN_KINDS", "activation", "gated_activation"]
 
-#: The gated ones, with their numbers in cpu.cpp.
-KINDS = {kind: number for number, kind in enumerate(("silu", "gelu", "gelu_tanh", "relu"))}
+#: By their numbers in cpu.cpp.
+PLAIN_KINDS = {kind: number for number, kind in enumerate(reference.ACTIVATIONS)}
+#: Those that gate.
+KINDS = {kind: PLAIN_KINDS[kind] for kind in ("silu", "gelu", "gelu_tanh", "relu")}
 
 
 def activation(x: Tensor, kind: str) -> Tensor:
@@ -20,7 +22,22 @@ def activation(x: Tensor, kind: str) -> Tensor:
     """
     if kind not in reference.ACTIVATIONS:
         raise ValueError(f"activation: kind {kind!r} is unknown; choose one of {', '.join(reference.ACTIVATIONS)}")
-    return (_plain_operator if library.is_traced(x) else reference.activation)(x, kind)
+    if (on_gpu := gpu.kernels("activation", x)) is not None:
+        found: Tensor = on_gpu.activation(x, kind)
+        return found
+    kernels, is_bf16, rows = library.native(x), library.IS_BF16.get(x.dtype), _rows(x)
+    if kernels is None or is_bf16 is None or rows is None:
+        return (_plain_operator if library.is_traced(x) else reference.activation)(x, kind)
+    y = x.new_empty(x.shape)
+    kernels.activation(is_bf16, PLAIN_KINDS[kind], x.data_ptr(), y.data_ptr(), *rows)
+    return y
+
+
+def _rows(x: Tensor) -> tuple[int, int, int] | None:
+    """Rows, their width and stride: one row of what is dense; None where rows are not."""
+    if x.is_contiguous():
+        return 1, x.numel(), 0
+    return (x.shape[0], x.shape[1], x.stride(0)) if x.dim() == 2 and x.stride(1) == 1 else None
 
 
 def gated_activation(gate_up_T2I: Tensor, kind: str = "silu") -> Tensor:
@@ -35,6 +52,9 @@ def gated_activation(gate_up_T2I: Tensor, kind: str = "silu") -> Tensor:
     shape = gate_up_T2I.shape
     if shape[-1] % 2:
         raise ValueError(f"gated_activation: width {shape[-1]} has no two halves")
+    if (on_gpu := gpu.kernels("activation", gate_up_T2I)) is not None:
+        found: Tensor = on_gpu.gated_activation(gate_up_T2I, kind)
+        return found
     kernels = library.native(gate_up_T2I)
     is_bf16 = library.IS_BF16.get(gate_up_T2I.dtype)
     if kernels is None or is_bf16 is None or len(shape) != 2 or gate_up_T2I.stride(1) != 1:

@@ -1,16 +1,20 @@
-// Gated activation: y = act(gate) * up over rows that hold gate and up side by side.
+// Activation y = act(x), and gated activation y = act(gate) * up over rows that hold gate and up side by side.
 #include "../simd.hpp"
 
 namespace {
 
-// The order of KINDS in activation/__init__.py.
-enum Kind : int { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3 };
+// The order of the kinds in activation/__init__.py; only the first four gate.
+enum Kind : int { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, QUICK_GELU = 5 };
 
 inline Floats silu(Floats x) { return x / (1.0f + exp_of(-x)); }
 
+inline Floats relu(Floats x) { return x < 0.0f ? Floats{} : x; }  // a NaN is not below zero and stays
+
 template <int kind> inline Floats activated(Floats x) {
     if constexpr (kind == SILU) return silu(x);
-    if constexpr (kind == RELU) return x < 0.0f ? Floats{} : x;  // a NaN is not below zero and stays
+    if constexpr (kind == RELU) return relu(x);
+    if constexpr (kind == RELU2) return relu(x) * relu(x);
+    if constexpr (kind == QUICK_GELU) return x / (1.0f + exp_of(-1.702f * x));
     if constexpr (kind == GELU) {
         const Floats magnitude = x < 0.0f ? -x : x;
         const Floats tail = 0.5f * erfc_of(magnitude * 0.70710678f);
@@ -21,26 +25,37 @@ template <int kind> inline Floats activated(Floats x) {
     return x / (1.0f + exp_of(-doubled));
 }
 
-template <class T, int kind> void gate_rows(const T* gate_up, T* y, int64_t rows, int64_t width, int64_t row_stride) {
-    // A few thousand values are work enough to share; prefill rows are cut so that every thread finds a piece.
-    constexpr int64_t piece = 2048;
-    const int64_t pieces = (width + piece - 1) / piece;
-    share(rows * pieces, 4, rows * width > 16384, [&](int64_t item) {
-        const int64_t row = item / pieces, start = item % pieces * piece;
-        const T* const gate = gate_up + row * row_stride + start;
-        T* const to = y + row * width + start;
-        over_vectors(smaller(piece, width - start), [&](int64_t i, int n) {
-            store_up_to(to + i, activated<kind>(load_up_to(gate + i, n)) * load_up_to(gate + width + i, n), n);
-        });
-    });
-}
+// Rows of x, or with `gated` of gate and up side by side.
+struct ActivationRows {
+    int64_t rows, width, row_stride;
 
-template <class T> void gate_kind(int kind, const T* gate_up, T* y, int64_t rows, int64_t width, int64_t row_stride) {
+    template <class T, int kind, bool gated> void run(const T* x, T* y) const {
+        // A few thousand values are work enough to share; long rows are cut so that every thread finds a piece.
+        constexpr int64_t piece = 2048;
+        const int64_t pieces = (width + piece - 1) / piece;
+        share(rows * pieces, 4, rows * width > 16384, [&](int64_t item) {
+            const int64_t row = item / pieces, start = item % pieces * piece;
+            const T* const from = x + row * row_stride + start;
+            T* const to = y + row * width + start;
+            over_vectors(smaller(piece, width - start), [&](int64_t i, int n) {
+                Floats value = activated<kind>(load_up_to(from + i, n));
+                if constexpr (gated) value *= load_up_to(from + width + i, n);
+                store_up_to(to + i, value, n);
+            });
+        });
+    }
+};
+
+template <bool gated, class T> void activate(int kind, const T* x, T* y, ActivationRows rows) {
     switch (kind) {
-        case SILU: return gate_rows<T, SILU>(gate_up, y, rows, width, row_stride);
-        case GELU: return gate_rows<T, GELU>(gate_up, y, rows, width, row_stride);
-        case GELU_TANH: return gate_rows<T, GELU_TANH>(gate_up, y, rows, width, row_stride);
-        default: return gate_rows<T, RELU>(gate_up, y, rows, width, row_stride);
+        case SILU: return rows.run<T, SILU, gated>(x, y);
+        case GELU: return rows.run<T, GELU, gated>(x, y);
+        case GELU_TANH: return rows.run<T, GELU_TANH, gated>(x, y);
+        case RELU: return rows.run<T, RELU, gated>(x, y);
+    }
+    if constexpr (!gated) {
+        if (kind == RELU2) return rows.run<T, RELU2, gated>(x, y);
+        rows.run<T, QUICK_GELU, gated>(x, y);
     }
 }
 
@@ -49,8 +64,17 @@ template <class T> void gate_kind(int kind, const T* gate_up, T* y, int64_t rows
 EXPORT(int, gated_activation)(int is_bf16, int kind, const void* gate_up, void* y, int64_t rows, int64_t width,
                               int64_t row_stride) {
     if (is_bf16)
-        gate_kind(kind, (const bf16*)gate_up, (bf16*)y, rows, width, row_stride);
+        activate<true>(kind, (const bf16*)gate_up, (bf16*)y, {rows, width, row_stride});
     else
-        gate_kind(kind, (const float*)gate_up, (float*)y, rows, width, row_stride);
+        activate<true>(kind, (const float*)gate_up, (float*)y, {rows, width, row_stride});
+    return OK;
+}
+
+EXPORT(int, activation)(int is_bf16, int kind, const void* x, void* y, int64_t rows, int64_t width,
+                        int64_t row_stride) {
+    if (is_bf16)
+        activate<false>(kind, (const bf16*)x, (bf16*)y, {rows, width, row_stride});
+    else
+        activate<false>(kind, (const float*)x, (float*)y, {rows, width, row_stride});
     return OK;
 }

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.embedding import reference
 
 __all__ = ["embedding"]
@@ -12,10 +12,14 @@ __all__ = ["embedding"]
 def embedding(table_VD: Tensor, ids_T: Tensor) -> Tensor:
     """Return the rows `ids_T` (int64) of a table of any dtype, [T, D].
 
-    Raises ValueError for shapes or dtypes that do not fit, IndexError for an id outside the table.
+    Raises ValueError for shapes or dtypes that do not fit, IndexError for an id outside the table; on a GPU, where
+    nothing waits for the ids, such a row is zeros.
     """
     if table_VD.dim() != 2 or ids_T.dim() != 1 or ids_T.dtype is not torch.int64:
         raise ValueError(f"embedding: the table {tuple(table_VD.shape)} must be [V, D] and the ids int64 [T]")
+    if (on_gpu := gpu.kernels("embedding", table_VD)) is not None:
+        found: Tensor = on_gpu.embedding(table_VD, ids_T)
+        return found
     kernels = library.native(table_VD)
     if kernels is None or not table_VD.is_contiguous() or not ids_T.is_contiguous():
         function = _operator if library.is_traced(table_VD) else reference.embedding

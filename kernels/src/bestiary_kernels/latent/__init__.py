@@ -6,7 +6,7 @@ Shapes: T query tokens, S sequences, H heads, D width of a row, B block size.
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.attention import paged_attention
 from bestiary_kernels.latent import reference
 
@@ -17,11 +17,34 @@ def cache_write(rows_TD: Tensor, slots: Tensor, cache: Tensor) -> None:
     """Write row t of [T, D] to slot `slots[t]` of the cache [blocks, B, D]; slot = block * B + offset, int64 [T].
 
     A negative slot is not written; slots must be distinct. Raises ValueError for shapes or dtypes that do not fit,
-    IndexError for a slot outside the cache; nothing is written then.
+    IndexError for a slot outside the cache; nothing is written then. On a GPU, where nothing waits for the slots, such
+    a row is not written.
     """
     if cache.dim() != 3 or rows_TD.shape != (*slots.shape, cache.shape[2]) or rows_TD.dtype is not cache.dtype:
         raise ValueError("cache_write: the shapes or dtypes of rows, slots and cache do not fit")
-    (_write_operator if library.is_traced(rows_TD) else reference.cache_write)(rows_TD, slots, cache)
+    if (on_gpu := gpu.kernels("latent", rows_TD)) is not None:
+        on_gpu.cache_write(rows_TD, slots, cache)
+        return
+    kernels = library.native(rows_TD)
+    blocks, block_size, width = cache.shape
+    are_dense = rows_TD.stride(1) == 1 and cache.stride()[1:] == (width, 1) and slots.is_contiguous()
+    if kernels is None or not are_dense or slots.dtype is not torch.int64:
+        (_write_operator if library.is_traced(rows_TD) else reference.cache_write)(rows_TD, slots, cache)
+        return
+    size = cache.element_size()
+    failed = kernels.cache_write(
+        rows_TD.data_ptr(),
+        slots.data_ptr(),
+        cache.data_ptr(),
+        rows_TD.shape[0],
+        width * size,
+        rows_TD.stride(0) * size,
+        blocks,
+        block_size,
+        cache.stride(0) * size,
+    )
+    if failed:
+        library.fail("cache_write", failed)
 
 
 def latent_attention(

@@ -28,19 +28,8 @@ def add_rms_norm(
     if (on_gpu := gpu.kernels("norm", x_TD)) is not None:
         found: tuple[Tensor, Tensor] = on_gpu.add_rms_norm(x_TD, residual_TD, weight_D, eps, offset)
         return found
-    kernels = library.native(x_TD)
-    strides = x_TD.stride()
-    if len(shape) == 2:
-        strides = (strides[0], 0, strides[1])  # one head
-    if (
-        kernels is None
-        or dtype not in library.IS_BF16
-        or weight_D.dtype is not dtype
-        or len(strides) != 3
-        or strides[2] != 1
-        or not weight_D.is_contiguous()
-        or not (residual_TD is None or residual_TD.is_contiguous())
-    ):
+    kernels, rows = library.native(x_TD), _rows(x_TD)
+    if kernels is None or rows is None or not _are_dense(dtype, weight_D, residual_TD):
         function = _operator if library.is_traced(x_TD) else reference.add_rms_norm
         return function(x_TD, residual_TD, weight_D, eps, offset)
     y = x_TD.new_empty(shape)
@@ -50,11 +39,7 @@ def add_rms_norm(
         None if residual_TD is None else residual_TD.data_ptr(),
         weight_D.data_ptr(),
         y.data_ptr(),
-        shape[0],
-        1 if len(shape) == 2 else shape[1],
-        width,
-        strides[0],
-        strides[1],
+        *rows,
         eps,
         offset,
     )
@@ -76,8 +61,41 @@ def add_layer_norm(
             raise ValueError(f"add_layer_norm: {name} has shape {tuple(factor.shape)}, a row of x {tuple(x.shape[1:])}")
     if residual is not None and (residual.shape != x.shape or residual.dtype is not x.dtype):
         raise ValueError("add_layer_norm: residual and x differ in shape or dtype")
-    function = _layer_operator if library.is_traced(x) else reference.add_layer_norm
-    return function(x, residual, weight, bias, eps)
+    if (on_gpu := gpu.kernels("norm", x)) is not None:
+        found: tuple[Tensor, Tensor] = on_gpu.add_layer_norm(x, residual, weight, bias, eps)
+        return found
+    kernels, rows = library.native(x), _rows(x)
+    if kernels is None or rows is None or not _are_dense(x.dtype, weight, bias, residual):
+        function = _layer_operator if library.is_traced(x) else reference.add_layer_norm
+        return function(x, residual, weight, bias, eps)
+    y = x.new_empty(x.shape)
+    kernels.add_layer_norm(
+        library.IS_BF16[x.dtype],
+        x.data_ptr(),
+        None if residual is None else residual.data_ptr(),
+        None if weight is None else weight.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        *rows,
+        0 if weight is None or weight.dim() == 1 else x.shape[-1],
+        0 if bias is None or bias.dim() == 1 else x.shape[-1],
+        eps,
+    )
+    return y, x if residual is None else residual
+
+
+def _rows(x: Tensor) -> tuple[int, int, int, int, int] | None:
+    """Tokens, heads, width and the strides of tokens and heads, for C++; None for what it does not know."""
+    shape, strides = x.shape, x.stride()
+    if x.dtype not in library.IS_BF16 or len(shape) not in (2, 3) or strides[-1] != 1:
+        return None
+    if len(shape) == 2:
+        return shape[0], 1, shape[1], strides[0], 0
+    return shape[0], shape[1], shape[2], strides[0], strides[1]
+
+
+def _are_dense(dtype: torch.dtype, *given: Tensor | None) -> bool:
+    return all(tensor is None or (tensor.dtype is dtype and tensor.is_contiguous()) for tensor in given)
 
 
 @torch.library.custom_op("bestiary::add_rms_norm", mutates_args=())

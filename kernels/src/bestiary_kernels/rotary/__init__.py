@@ -8,7 +8,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.rotary import reference
 
 __all__ = ["rotary", "rotary_cache_write"]
@@ -20,13 +20,45 @@ def rotary(x_THD: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool 
     """Return x [T, H, D] with the first R numbers of each head rotated, in memory of its own.
 
     x may be a slice of any strides; cos_sin, positions int64 [T] and `interleaved` are as in `rotary_cache_write`.
-    Raises ValueError for shapes that do not fit, IndexError for a position outside cos_sin.
+    Raises ValueError for shapes that do not fit, IndexError for a position outside cos_sin; on a GPU, where nothing
+    waits for the positions, such a token turns to zeros.
     """
-    tokens, _, width = x_THD.shape
+    tokens, heads, width = x_THD.shape
     if cos_sin.dim() != 3 or cos_sin.shape[1] != 2 or 2 * cos_sin.shape[2] > width or positions.shape != (tokens,):
         raise ValueError("rotary: the shapes of x, cos_sin and positions do not fit")
-    function = _plain_operator if library.is_traced(x_THD) else reference.rotary
-    return function(x_THD, cos_sin, positions, interleaved)
+    if (on_gpu := gpu.kernels("rotary", x_THD)) is not None:
+        found: Tensor = on_gpu.rotary(x_THD, cos_sin, positions, interleaved)
+        return found
+    kernels, is_bf16 = library.native(x_THD), library.IS_BF16.get(x_THD.dtype)
+    strides = x_THD.stride()
+    if kernels is None or is_bf16 is None or strides[2] != 1 or not _are_tables(cos_sin, positions):
+        function = _plain_operator if library.is_traced(x_THD) else reference.rotary
+        return function(x_THD, cos_sin, positions, interleaved)
+    y = x_THD.new_empty(x_THD.shape)
+    failed = kernels.rotary(
+        is_bf16,
+        x_THD.data_ptr(),
+        cos_sin.data_ptr(),
+        positions.data_ptr(),
+        y.data_ptr(),
+        tokens,
+        heads,
+        width,
+        2 * cos_sin.shape[2],
+        strides[0],
+        strides[1],
+        cos_sin.shape[0],
+        interleaved,
+    )
+    if failed:
+        library.fail("rotary", failed)
+    return y
+
+
+def _are_tables(cos_sin: Tensor, positions: Tensor) -> bool:
+    """Whether C++ knows their dtypes and layouts."""
+    is_known = cos_sin.dtype is torch.float32 and positions.dtype is torch.int64
+    return is_known and cos_sin.is_contiguous() and positions.is_contiguous()
 
 
 def rotary_cache_write(
@@ -47,7 +79,8 @@ def rotary_cache_write(
     nothing. Halves of the R dimensions are turned against each other, or neighbours if `interleaved`. positions and
     slots are int64 [T]; slot = block * block_size + offset, and a negative slot is not written. Slots must be distinct.
     The caches are [blocks, Hk, B, D], each block dense. Raises ValueError for shapes that do not fit, IndexError for a
-    slot or a position out of range; nothing is written then.
+    slot or a position out of range; nothing is written then. On a GPU, where nothing waits for the numbers, a slot
+    outside the cache is not written, and a token with a position out of range stays as it is and is not written.
     """
     tokens, kv_heads, width = kv_shape = k.shape
     q_tokens, _, q_width = q.shape
@@ -62,6 +95,9 @@ def rotary_cache_write(
         or not (cos_sin is None or (cos_sin.dim() == 3 and cos_sin.shape[1] == 2 and 2 * cos_sin.shape[2] <= width))
     ):
         raise ValueError("rotary_cache_write: the shapes of q, k, v, cos_sin, positions, slots and caches do not fit")
+    if (on_gpu := gpu.kernels("rotary", q)) is not None:
+        on_gpu.rotary_cache_write(q, k, v, cos_sin, positions, slots, k_cache, v_cache, interleaved)
+        return
     kernels = library.native(q)
     call = None if kernels is None else _describe(q, k, v, cos_sin, positions, slots, k_cache, v_cache, interleaved)
     if kernels is None or call is None:

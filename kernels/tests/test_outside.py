@@ -1,0 +1,60 @@
+"""On a GPU nothing waits for ids, slots and positions: what lies outside is neither read nor written, nor raised."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from bestiary_kernels import cache_write, embedding, gpu, rotary, rotary_cache_write
+
+from .grid.interpreter import interpreted
+
+pytestmark = pytest.mark.skipif(not gpu.is_installed(), reason="Triton is not installed")
+TABLE = torch.stack((torch.zeros(4, 3), torch.ones(4, 3)), 1)  # a quarter turn: a becomes -b, b becomes a
+
+
+@pytest.fixture(autouse=True)
+def _on_triton() -> Iterator[None]:
+    with interpreted():
+        yield
+
+
+@pytest.mark.parametrize("outside", [-1, 3, 2**40, -(2**40)])
+def test_an_id_outside_the_table_is_a_row_of_zeros(outside: int) -> None:
+    table = torch.randn(5, 8)[1:4]  # rows before and behind it, which must not be seen
+    y = embedding(table, torch.tensor([2, outside, 0]))
+    assert torch.equal(y, torch.stack((table[2], torch.zeros(8), table[0])))
+
+
+@pytest.mark.parametrize("outside", [-1, -7, 15, 2**40])
+def test_a_latent_slot_outside_the_cache_is_not_written(outside: int) -> None:
+    whole = torch.zeros(5, 5, 6)
+    cache_write(torch.ones(2, 6), torch.tensor([outside, 4]), whole[1:4])
+    assert torch.equal(whole[1, 4], torch.ones(6)) and whole.sum() == 6
+
+
+@pytest.mark.parametrize("outside", [-1, 4, 2**40])
+def test_a_position_outside_the_table_turns_to_zeros(outside: int) -> None:
+    x = torch.randn(2, 3, 8)
+    y = rotary(x, TABLE, torch.tensor([outside, 3]))
+    assert not y[0].any()
+    assert torch.equal(y[1], torch.cat((-x[1, :, 3:6], x[1, :, :3], x[1, :, 6:]), -1))
+
+
+@pytest.mark.parametrize("outside", [-1, 4, 2**40])
+def test_a_token_whose_position_is_outside_the_table_stays_as_it_is(outside: int) -> None:
+    q, k, v = torch.randn(2, 4, 8), torch.randn(2, 2, 8), torch.randn(2, 2, 8)
+    before, caches = (q.clone(), k.clone()), torch.zeros(2, 3, 2, 5, 8)
+    rotary_cache_write(q, k, v, TABLE, torch.tensor([outside, 0]), torch.tensor([1, 2]), *caches)
+    assert torch.equal(q[0], before[0][0]) and torch.equal(k[0], before[1][0])
+    assert not torch.equal(q[1], before[0][1]) and not torch.equal(k[1], before[1][1])
+    assert torch.equal(caches[0, 0, :, 2], k[1]) and torch.equal(caches[1, 0, :, 2], v[1])
+    assert caches.count_nonzero() == 2 * 2 * 8
+
+
+@pytest.mark.parametrize("outside", [-2, 15, 2**40])
+def test_a_slot_outside_the_cache_is_not_written_and_its_token_is_turned(outside: int) -> None:
+    q, k, v = torch.randn(1, 4, 8), torch.randn(1, 2, 8), torch.randn(1, 2, 8)
+    before, caches = k.clone(), torch.zeros(2, 5, 2, 5, 8)
+    rotary_cache_write(q, k, v, TABLE, torch.tensor([1]), torch.tensor([outside]), *caches[:, 1:4])
+    assert torch.equal(k[..., :3], -before[..., 3:6]) and not caches.any()
