@@ -71,7 +71,8 @@ def compiles(name: str, row: Callable[[], object], compiled: list[Any]) -> bool:
     try:
         row()
         assert compiled, "launched nothing"
-        sizes = {kernel.metadata.name: kernel.metadata.shared for kernel in compiled}
+        found = [(kernel.metadata.name, kernel.metadata.shared) for kernel in compiled]
+        sizes = {name: max(size for other, size in found if other == name) for name, _ in found}
         assert max(sizes.values()) <= MOST_SHARED, f"more shared memory than there is: {sizes}"
         assert all("ptx" in kernel.asm and "cubin" in kernel.asm for kernel in compiled)
     except Exception:
