@@ -37,9 +37,7 @@ def _activated(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _activate(
-    x, y, width, row_stride, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr
-):
+def _activate(x, y, width, row_stride, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
     pieces = tl.cdiv(width, BLOCK)
     row = (tl.program_id(0) // pieces).to(tl.int64)
     at = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)

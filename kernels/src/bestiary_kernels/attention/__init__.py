@@ -5,7 +5,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.attention import reference
 
 __all__ = ["paged_attention"]
@@ -61,6 +61,11 @@ def paged_attention(
         or not (out is None or (out.shape == q.shape and out.dtype is q.dtype))
     ):
         raise ValueError("paged_attention: the shapes of q, caches, tables, starts, lengths and out do not fit")
+    if (on_gpu := gpu.kernels("attention", q)) is not None:
+        _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, len(q))
+        batch, settings = (block_tables, query_starts, context_lens), (window, softcap, slopes, visible, causal, ranges)
+        found: Tensor = on_gpu.paged_attention(q, k_cache, v_cache, *batch, scale, *settings, out)
+        return found
     plain = causal and window is None and softcap is None and slopes is None and visible is None and ranges is None
     kernels = library.native(q) if plain else None
     y = None
@@ -69,8 +74,8 @@ def paged_attention(
     if y is None:
         _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, len(q))
         function = _operator if library.is_traced(q) else reference.paged_attention
-        settings = (scale, window, softcap, slopes, visible, causal, ranges)
-        y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, *settings)
+        settings = (window, softcap, slopes, visible, causal, ranges)
+        y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, *settings)
         return y if out is None else out.copy_(y)
     return y
 

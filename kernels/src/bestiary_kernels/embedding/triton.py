@@ -12,9 +12,7 @@ _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 @triton.jit
-def _embedding(
-    table, ids, y, rows, width, row_stride, column_stride, id_stride, BLOCK: tl.constexpr
-):
+def _embedding(table, ids, y, rows, width, row_stride, column_stride, id_stride, BLOCK: tl.constexpr):
     pieces = tl.cdiv(width, BLOCK)
     token = (tl.program_id(0) // pieces).to(tl.int64)
     at = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)

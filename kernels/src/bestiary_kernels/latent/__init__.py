@@ -72,6 +72,10 @@ def latent_attention(
         raise ValueError("latent_attention: the shapes of tables, starts and lengths do not fit")
     if out is not None and (out.shape != shape or out.dtype is not q_THD.dtype):
         raise ValueError(f"latent_attention: out must be {shape} in q's dtype")
+    if (on_gpu := gpu.kernels("latent", q_THD)) is not None:
+        batch = (block_tables, query_starts, context_lens)
+        found: Tensor = on_gpu.latent_attention(q_THD, cache, value_dim, *batch, scale, out)
+        return found
     if library.is_traced(q_THD):
         y = _operator(q_THD, cache, value_dim, block_tables, query_starts, context_lens, scale)
     elif library.native(q_THD) is None:

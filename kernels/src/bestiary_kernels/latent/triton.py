@@ -1,10 +1,12 @@
-"""Latent rows in Triton: the write to their cache, a program a token."""
+"""Latent rows in Triton: the write to their cache, and attention over pages whose rows are keys, and values in part."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["cache_write"]
+from bestiary_kernels.attention.triton import over_pages
+
+__all__ = ["cache_write", "latent_attention"]
 
 
 @triton.jit
@@ -48,3 +50,19 @@ def cache_write(rows: Tensor, slots: Tensor, cache: Tensor) -> None:
             *cache.stride(),
             BLOCK=triton.next_power_of_2(width),
         )
+
+
+def latent_attention(
+    q: Tensor,
+    cache: Tensor,
+    value_dim: int,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """As the reference, into `out` if that is given."""
+    out = q.new_empty(*q.shape[:2], value_dim) if out is None else out
+    over_pages(q, cache[:, None], None, block_tables, query_starts, context_lens, scale, out)
+    return out

@@ -15,9 +15,7 @@ _AT_ONCE = 1024
 
 
 @triton.jit
-def _turned(
-    heads, step, is_head, angles, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr
-):
+def _turned(heads, step, is_head, angles, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr):
     """Turn the heads that begin at the pointers `heads`, their numbers `step` apart, by the row `angles` of the table.
 
     Return the places of both halves of the pairs in a head, which of them there are, and the turned halves.
@@ -73,9 +71,7 @@ def _rotary(
 
 
 @triton.jit
-def _turn(
-    x, step, is_head, angles, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr
-):
+def _turn(x, step, is_head, angles, HALF: tl.constexpr, HALF_BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr):
     """Turn heads in place. Return where their numbers lie, and what they are now."""
     first, second, mask, a, b = _turned(x, step, is_head, angles, HALF, HALF_BLOCK, INTERLEAVED)
     a, b = a.to(x.dtype.element_ty), b.to(x.dtype.element_ty)

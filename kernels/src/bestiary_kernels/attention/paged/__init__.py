@@ -1,0 +1,1 @@
+"""Triton's kernels over pages, of which attention and latent attention are two uses."""

@@ -1,0 +1,321 @@
+"""The kernels of paged attention: a list of tiles of queries, cut along their keys where that fills the GPU.
+
+A program takes one entry of the list: some queries of a sequence, all query heads that share a head of keys, and a
+chunk of the keys. How the list is cut follows from all lengths, which only the GPU knows, so each program counts them
+and finds its entry; the grid, the same whatever they are, has room for every cut. What was cut a second kernel joins.
+Ids and lengths that do not fit are not looked up: nothing outside a cache or table is read or written.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["attend", "join"]
+
+_LOG2E = tl.constexpr(1.4426950408889634)
+#: Sequences that a program counts at a time.
+_SEQUENCES = tl.constexpr(256)
+#: Partial results that a merging program reads at a time.
+_JOINED = tl.constexpr(16)
+
+
+@triton.jit
+def _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Tiles of queries, and tiles of keys that each of them may see, of the sequences `at`."""
+    there = at < sequences
+    begin = tl.maximum(tl.load(starts + at, mask=there, other=0).to(tl.int32), 0)
+    end = tl.minimum(tl.load(starts + at + 1, mask=there, other=0).to(tl.int32), tokens)
+    keys = tl.minimum(tl.maximum(tl.load(lengths + at, mask=there, other=0).to(tl.int32), 0), reach)
+    return (tl.maximum(end - begin, 0) + BLOCK_Q - 1) // BLOCK_Q, (keys + BLOCK_N - 1) // BLOCK_N
+
+
+@triton.jit
+def _find(
+    item, starts, lengths, tokens, sequences, reach, extra, fill, LEAST, BLOCK_Q, BLOCK_N, SPLIT, JOINS
+):  # fmt: skip
+    """Where an entry of the list is: its sequence, its place there, that one's first slot of partial results, a chunk.
+
+    A chunk is so many tiles of keys that all make at most `extra` entries more than there are tiles of queries, and at
+    least `LEAST` where the GPU has enough to do with them. `JOINS`: the list of tiles that were cut.
+    """
+    chunk = tl.full((), 1 << 30, tl.int32)
+    if SPLIT:
+        total = tl.full((), 0, tl.int64)
+        for first in range(0, sequences, _SEQUENCES):
+            at = first + tl.arange(0, _SEQUENCES)
+            queries, keys = _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q, BLOCK_N)
+            total += tl.sum(queries.to(tl.int64) * keys, 0)
+        wanted = tl.maximum((total + extra - 1) // extra, tl.minimum((total + fill - 1) // fill, LEAST))
+        chunk = tl.maximum(tl.minimum(wanted, 1 << 30), 1).to(tl.int32)
+    sequence, before, past, slot = 0, 0, 0, 0
+    for first in range(0, sequences, _SEQUENCES):
+        at = first + tl.arange(0, _SEQUENCES)
+        queries, keys = _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q, BLOCK_N)
+        splits = tl.maximum((keys + chunk - 1) // chunk, 1)
+        partial = tl.where(splits > 1, queries * splits, 0)
+        entries = queries * splits
+        if JOINS:
+            entries = tl.where(splits > 1, queries, 0)
+        ends = before + tl.cumsum(entries, 0)
+        is_past = (ends <= item) & (at < sequences)
+        sequence += tl.sum(is_past.to(tl.int32), 0)
+        past += tl.sum(tl.where(is_past, entries, 0), 0)
+        slot += tl.sum(tl.where(is_past, partial, 0), 0)
+        before += tl.sum(entries, 0)
+    return sequence, item - past, slot, chunk
+
+
+@triton.jit
+def _sequence(at, starts, lengths, tokens, longest, reach, chunk, BLOCK_N):
+    """A sequence's first query, its queries and keys, and into how many chunks the keys are cut."""
+    begin = tl.maximum(tl.load(starts + at).to(tl.int32), 0)
+    queries = tl.minimum(tl.load(starts + at + 1).to(tl.int32), tokens) - begin
+    context = tl.minimum(tl.maximum(tl.load(lengths + at).to(tl.int32), 0), longest)
+    tiles = (tl.minimum(context, reach) + BLOCK_N - 1) // BLOCK_N
+    return begin, queries, context, tl.maximum((tiles + chunk - 1) // chunk, 1)
+
+
+@triton.jit
+def _scored(scores, key, scale, softcap, slope):
+    """Scores as exponents of 2; the host put what it could into `scale` and `softcap`."""
+    scores *= scale
+    if softcap is not None:
+        small = tl.exp2(tl.abs(scores) * (-2 * _LOG2E))
+        bent = (1 - small) / (1 + small) * softcap
+        scores = tl.where(scores < 0, -bent, bent)
+    if slope is not None:
+        place = key.to(tl.float32).to(slope.dtype).to(tl.float32)
+        bias = (slope.to(tl.float32)[:, None] * place[None, :]).to(slope.dtype)
+        scores += bias.to(tl.float32) * _LOG2E
+    return scores
+
+
+@triton.jit
+def _seen(key, there, position, prefix, lows, highs, window, CAUSAL: tl.constexpr):
+    """Which keys a row sees."""
+    seen = there[None, :]
+    if CAUSAL:
+        behind = position[:, None] - key[None, :]
+        causal = behind >= 0
+        if window is not None:
+            causal &= behind < window
+        if prefix is not None:
+            causal |= (position < prefix)[:, None] & (key < prefix)[None, :]
+        seen &= causal
+    if lows is not None:
+        seen &= (key[None, :] >= lows[:, None]) & (key[None, :] < highs[:, None])
+    return seen
+
+
+@triton.jit
+def _step(
+    start, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
+    k_strides, v_strides, low, high, blocks, scale, softcap, window,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr,
+    CUT: tl.constexpr, VALUES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """Add a tile of keys to the state of the rows: largest score, sum of weights, weighted sum of values."""
+    key = start + tl.arange(0, BLOCK_N)
+    there = (key >= low) & (key < high)
+    page = tl.load(table + key // PAGE, mask=there, other=-1).to(tl.int64)
+    there = there & (page >= 0) & (page < blocks)
+    at = keys + page * k_strides[0] + (key % PAGE) * k_strides[2]
+    d = tl.arange(0, BLOCK_D)
+    if SHARED:
+        mask = there[:, None] & (d < CUT)[None, :]
+        value = tl.load(at[:, None] + d[None, :], mask=mask, other=0.0).to(q0.dtype)
+        scores = tl.dot(q0, tl.trans(value), input_precision="ieee")
+    else:
+        mask = there[None, :]
+        if CUT < BLOCK_D:
+            mask = mask & (d < CUT)[:, None]
+        k0 = tl.load(at[None, :] + d[:, None], mask=mask, other=0.0).to(q0.dtype)
+        scores = tl.dot(q0, k0, input_precision="ieee")
+    if BLOCK_E > 0:
+        e = CUT + tl.arange(0, BLOCK_E)
+        k1 = tl.load(at[None, :] + e[:, None], mask=there[None, :] & (e < WIDTH)[:, None], other=0.0).to(q0.dtype)
+        scores = tl.dot(q1, k1, scores, input_precision="ieee")
+    scores = _scored(scores, key, scale, softcap, slope)
+    if MASKED:
+        scores = tl.where(_seen(key, there, position, prefix, lows, highs, window, CAUSAL), scores, float("-inf"))
+    new = tl.maximum(largest, tl.max(scores, 1))
+    base = new
+    if MASKED:
+        base = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing yet
+    weights = tl.exp2(scores - base[:, None])
+    fade = tl.exp2(largest - base)
+    if not SHARED:
+        v = tl.arange(0, BLOCK_V)
+        mask = there[:, None]
+        if VALUES < BLOCK_V:
+            mask = mask & (v < VALUES)[None, :]
+        at = values + page * v_strides[0] + (key % PAGE) * v_strides[2]
+        value = tl.load(at[:, None] + v[None, :], mask=mask, other=0.0).to(q0.dtype)
+    mixed = tl.dot(weights.to(q0.dtype), value, mixed * fade[:, None], input_precision="ieee")
+    return new, weight * fade + tl.sum(weights, 1), mixed
+
+
+@triton.jit
+def _swept(
+    start, end, low, high, first, context, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
+    k_strides, v_strides, blocks, scale, softcap, window,
+    CAUSAL: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
+    VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """The state of the rows after the keys from `start` to before `end`."""
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    weight = tl.full((BLOCK_M,), 0.0, tl.float32)
+    mixed = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
+    if BLOCK_Q > 1 and window is None and lows is None:
+        whole = end  # tiles of keys before it are seen by every row
+        if CAUSAL:
+            whole = tl.minimum(end, first + 1)
+        whole = start + tl.maximum(whole - start, 0) // BLOCK_N * BLOCK_N
+        for at in range(start, whole, BLOCK_N):
+            largest, weight, mixed = _step(
+                at, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
+                k_strides, v_strides, low, high, blocks, scale, softcap, window,
+                False, CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+            )  # fmt: skip
+        start = whole
+    for at in range(start, end, BLOCK_N):
+        largest, weight, mixed = _step(
+            at, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
+            k_strides, v_strides, low, high, blocks, scale, softcap, window,
+            True, CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+        )  # fmt: skip
+    return largest, weight, mixed
+
+
+@triton.jit
+def _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr):
+    """The keys that any row of a tile sees, from which to before which; its first query stands at `first`."""
+    low, high = first * 0, context
+    if CAUSAL:
+        high = tl.minimum(context, first + BLOCK_Q)
+        if window is not None:
+            low = tl.maximum(first - window + 1, 0)
+        if visible is not None:
+            prefix = tl.load(visible + sequence).to(tl.int32)
+            high = tl.where(first < prefix, tl.maximum(high, tl.minimum(prefix, context)), high)
+            low = tl.where(first < prefix, 0, low)
+    if lows is not None:
+        low = tl.maximum(tl.min(tl.where(real, lows, context), 0), 0)
+        high = tl.minimum(tl.max(tl.where(real, highs, 0), 0), context)
+    return low, high
+
+
+@triton.jit
+def _pieces(x, real, CUT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr):
+    """The rows at `x`, up to CUT and from there on."""
+    d = tl.arange(0, BLOCK_D)
+    before = tl.load(x[:, None] + d[None, :], mask=real[:, None] & (d < CUT)[None, :], other=0.0)
+    after = before
+    if BLOCK_E > 0:
+        e = CUT + tl.arange(0, BLOCK_E)
+        after = tl.load(x[:, None] + e[None, :], mask=real[:, None] & (e < WIDTH)[None, :], other=0.0)
+    return before, after
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "pages", "reach", "extra", "fill", "window"])
+def attend(
+    q, k_cache, v_cache, out, parts, sums, tables, starts, lengths, slopes, visible, ranges,
+    q_strides, k_strides, v_strides, out_strides, scale, softcap, window,
+    tokens, sequences, blocks, pages, reach, extra, fill,
+    CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
+    PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr, VALUES: tl.constexpr, LEAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """One entry of the list."""
+    HEAD_TILES: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    sequence, inner, slot, chunk = _find(
+        tl.program_id(0), starts, lengths, tokens, sequences, reach, extra, fill, LEAST, BLOCK_Q, BLOCK_N, SPLIT, False
+    )
+    if sequence >= sequences:
+        return
+    begin, queries, context, splits = _sequence(sequence, starts, lengths, tokens, pages * PAGE, reach, chunk, BLOCK_N)
+    tile = (queries - 1) // BLOCK_Q - inner // splits  # those with the most keys begin first
+    row, head_tile = tl.arange(0, BLOCK_M), tl.program_id(1) % HEAD_TILES
+    kv_head = (tl.program_id(1) // HEAD_TILES).to(tl.int64)
+    query, member = tile * BLOCK_Q + row // HEADS, head_tile * HEADS + row % HEADS
+    real = (row < BLOCK_Q * HEADS) & (query < queries) & (member < GROUP)
+    head, token = kv_head * GROUP + member, (begin + query).to(tl.int64)
+    lows, highs, slope, prefix = None, None, None, None
+    if ranges is not None:
+        lows = tl.load(ranges + token * 2, mask=real, other=0).to(tl.int32)
+        highs = tl.load(ranges + token * 2 + 1, mask=real, other=0).to(tl.int32)
+    if slopes is not None:
+        slope = tl.load(slopes + head, mask=real, other=0.0)
+    if visible is not None:
+        prefix = tl.load(visible + sequence).to(tl.int32)
+    first = context - queries + tile * BLOCK_Q
+    low, high = _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL, BLOCK_Q)
+    start = low // BLOCK_N * BLOCK_N
+    share = (tl.maximum(high - start, 0) + BLOCK_N * splits - 1) // (BLOCK_N * splits) * BLOCK_N
+    start += inner % splits * share
+    end = tl.minimum(high, start + share)
+    q0, q1 = _pieces(q + token * q_strides[0] + head * q_strides[1], real, CUT, WIDTH, BLOCK_D, BLOCK_E)
+    largest, weight, mixed = _swept(
+        start, end, low, high, first, context, q0, q1, context - queries + query, lows, highs, slope, prefix,
+        k_cache + kv_head * k_strides[1], v_cache + kv_head * v_strides[1], tables + sequence.to(tl.int64) * pages,
+        k_strides, v_strides, blocks, scale, softcap, window,
+        CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+    )  # fmt: skip
+    v = tl.arange(0, BLOCK_V)
+    mask = real[:, None] & (v < VALUES)[None, :]
+    if splits == 1:
+        mixed = tl.where(weight[:, None] == 0, 0.0, mixed / weight[:, None])
+        at = out + token * out_strides[0] + head * out_strides[1]
+        tl.store(at[:, None] + v[None, :], mixed.to(out.dtype.element_ty), mask=mask)
+    elif SPLIT:
+        ROWS: tl.constexpr = BLOCK_Q * HEADS
+        place = ((slot + inner).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * ROWS + row
+        tl.store(parts + place[:, None] * VALUES + v[None, :], mixed, mask=mask)
+        tl.store(sums + place * 2, largest, mask=real)
+        tl.store(sums + place * 2 + 1, weight, mask=real)
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "pages", "reach", "extra", "fill"])
+def join(
+    parts, sums, out, starts, lengths, out_strides, tokens, sequences, pages, reach, extra, fill,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, VALUES: tl.constexpr, LEAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """The partial results of one tile that was cut: of every so many-th row."""
+    HEAD_TILES: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    sequence, tile, slot, chunk = _find(
+        tl.program_id(0), starts, lengths, tokens, sequences, reach, extra, fill, LEAST, BLOCK_Q, BLOCK_N, True, True
+    )
+    if sequence >= sequences:
+        return
+    begin, queries, _, splits = _sequence(sequence, starts, lengths, tokens, pages * PAGE, reach, chunk, BLOCK_N)
+    slot += tile * splits
+    tile = (queries - 1) // BLOCK_Q - tile
+    head_tile, kv_head = tl.program_id(1) % HEAD_TILES, tl.program_id(1) // HEAD_TILES
+    v = tl.arange(0, BLOCK_V)
+    ROWS: tl.constexpr = BLOCK_Q * HEADS
+    for row in range(tl.program_id(2), ROWS, tl.num_programs(2)):
+        query, member = tile * BLOCK_Q + row // HEADS, head_tile * HEADS + row % HEADS
+        if (query < queries) & (member < GROUP):
+            largest = tl.full((), float("-inf"), tl.float32)
+            weight = tl.full((), 0.0, tl.float32)
+            mixed = tl.full((BLOCK_V,), 0.0, tl.float32)
+            for begun in range(0, splits, _JOINED):
+                split = begun + tl.arange(0, _JOINED)
+                there = split < splits
+                place = ((slot + split).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * ROWS + row
+                tops = tl.load(sums + place * 2, mask=there, other=float("-inf"))
+                new = tl.maximum(largest, tl.max(tops, 0))
+                base = tl.where(new == float("-inf"), 0.0, new)
+                fade, shares = tl.exp2(largest - base), tl.exp2(tops - base)
+                mask = there[:, None] & (v < VALUES)[None, :]
+                values = tl.load(parts + place[:, None] * VALUES + v[None, :], mask=mask, other=0.0)
+                weights = shares * tl.load(sums + place * 2 + 1, mask=there, other=0.0)
+                mixed = mixed * fade + tl.sum(values * shares[:, None], 0)
+                weight = weight * fade + tl.sum(weights, 0)
+                largest = new
+            mixed = tl.where(weight == 0, 0.0, mixed / weight)
+            at = out + (begin + query).to(tl.int64) * out_strides[0] + (kv_head * GROUP + member) * out_strides[1]
+            tl.store(at + v, mixed.to(out.dtype.element_ty), mask=v < VALUES)

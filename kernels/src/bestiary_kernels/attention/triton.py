@@ -1,0 +1,187 @@
+"""Launches the kernels over pages: chooses tiles and grids from what the host knows, and looks at no number of the GPU.
+
+All lengths stay on the GPU, so a launch can be recorded in a CUDA graph: the grid and the memory for partial results
+follow from how many tokens, sequences and heads there are, and from how long a table of blocks is.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from bestiary_kernels.attention.paged.triton import attend, join
+
+__all__ = ["over_pages", "paged_attention"]
+
+_LOG2E = 1.4426950408889634
+#: Programs a multiprocessor that cutting may add: so many that those which run last are few beside those before.
+_CUTS = 8
+#: Programs a multiprocessor that keep it busy: one computes while another begins.
+_BUSY = 2
+#: A chunk has at least so many keys where that leaves enough to do: with less, joining costs more than cutting saves.
+_LEAST = 1024
+#: Most bytes of partial results.
+_WORKSPACE = 64 << 20
+#: Programs a multiprocessor that join what was cut, at most.
+_JOINERS = 16
+#: Multiprocessors of the machine that the interpreter plays.
+_INTERPRETED = 1
+
+
+class _Tile(NamedTuple):
+    """Rows and keys of a tile, and how a program computes it."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+class _Plan(NamedTuple):
+    """How the work becomes entries of a list, for each of `columns` parts of the heads."""
+
+    queries: int
+    heads: int
+    columns: int
+    tiles: int
+    extra: int
+    fill: int
+    joiners: int
+    reach: int
+    is_cut: bool
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    visible: Tensor | None = None,
+    causal: bool = True,
+    ranges: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """As the reference, into `out` if that is given."""
+    out = q.new_empty(*q.shape[:2], v_cache.shape[3]) if out is None else out
+    batch = (block_tables, query_starts, context_lens)
+    over_pages(q, k_cache, v_cache, *batch, scale, out, window, softcap, slopes, visible, causal, ranges)
+    return out
+
+
+def over_pages(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor | None,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    out: Tensor,
+    window: int | None = None,
+    softcap: float | None = None,
+    slopes: Tensor | None = None,
+    visible: Tensor | None = None,
+    causal: bool = True,
+    ranges: Tensor | None = None,
+) -> None:
+    """Attention over caches [blocks, Hk, B, D] into `out`; without values a key's first numbers are its value."""
+    tokens, q_heads, width = q.shape
+    blocks, kv_heads, page, _ = k_cache.shape
+    (sequences, pages), values, group = block_tables.shape, out.shape[2], q_heads // kv_heads
+    if not out.numel() or not sequences:
+        return
+    if q.dtype is not k_cache.dtype or q.stride(2) != 1:
+        q = (q if q.dtype is k_cache.dtype else q.float()).contiguous()
+    tile = _tile(tokens, sequences, group, max(width, values), q.itemsize)
+    seen = window if window is not None and visible is None else pages * page  # a prefix may be any length
+    plan = _plan(tile, tokens, sequences, group, kv_heads, values, min(pages * page, seen + tile.rows), q.device)
+    cut, block_d, block_e = _cut(width, values if v_cache is None else None)
+    slots = 2 * plan.extra * plan.columns * plan.queries * plan.heads if plan.is_cut else 0
+    parts, sums = (torch.empty(slots * n, dtype=torch.float32, device=q.device) for n in (values, 2))
+    starts, lengths = query_starts.contiguous(), context_lens.contiguous()
+    given = (None if x is None else x.contiguous() for x in (slopes, visible, ranges))
+    v = k_cache if v_cache is None else v_cache
+    sizes = (plan.reach, plan.extra, plan.fill)
+    shape = {"GROUP": group, "HEADS": plan.heads, "PAGE": page, "VALUES": values, "BLOCK_Q": plan.queries}
+    shape |= {"LEAST": _LEAST // tile.keys, "BLOCK_N": tile.keys, "BLOCK_V": _power(values)}
+    attend[(plan.tiles + (plan.extra if plan.is_cut else 0), plan.columns)](
+        q, k_cache, v, out, parts, sums, block_tables.contiguous(), starts, lengths, *given,
+        q.stride()[:2], k_cache.stride()[:3], v.stride()[:3], out.stride()[:2],
+        # Weights are powers of 2; what is capped is divided first.
+        scale * _LOG2E if softcap is None else scale / softcap, None if softcap is None else softcap * _LOG2E, window,
+        tokens, sequences, blocks, pages, *sizes,
+        CAUSAL=causal, SHARED=v_cache is None, SPLIT=plan.is_cut, WIDTH=width, CUT=cut, BLOCK_M=tile.rows,
+        BLOCK_D=block_d, BLOCK_E=block_e, **shape, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    if plan.is_cut:
+        join[(min(plan.extra, plan.tiles), plan.columns, plan.joiners)](
+            parts, sums, out, starts, lengths, out.stride()[:2], tokens, sequences, pages, *sizes, **shape
+        )
+
+
+def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Tile:
+    """The tile for queries that have `group` rows each, of numbers of `size` bytes: chosen for Hopper, not measured."""
+    # Without more tokens than sequences each has about one; else one of them may have all that are more.
+    rows = group if tokens <= sequences else (tokens - sequences + 1) * group
+    rows = max(16, _power(rows))
+    if size > 2:  # no tensor cores: the registers hold little more than what is summed up
+        return _Tile(min(rows, 32 if width <= 128 else 16), 32 if width <= 128 else 16, 4, 2)
+    if width > 256:  # latent rows
+        return _Tile(min(rows, 64), 32, 4 if rows < 64 else 8, 2)
+    if width > 128:
+        return _Tile(min(rows, 64), 32, 4, 3)
+    if rows >= 128 and tokens * group >= 128 * sequences:
+        return _Tile(128, 64, 8, 3)
+    return _Tile(min(rows, 64), 64, 4, 3)
+
+
+def _plan(
+    tile: _Tile, tokens: int, sequences: int, group: int, kv_heads: int, values: int, reach: int, device: torch.device
+) -> _Plan:
+    """How the list may be cut; `reach` is how many keys a tile sees at most."""
+    heads = -(-group // -(-group // tile.rows))  # those that do not fit into one tile are spread evenly
+    queries = 1 if tokens <= sequences else tile.rows // heads
+    columns = kv_heads * -(-group // heads)
+    tiles = tokens if queries == 1 else tokens // queries + sequences
+    processors = _processors(device)
+    # Chunks that have company of their own sequence are fewer than two for each that the cutting adds.
+    room = _WORKSPACE // (8 * columns * queries * heads * values)
+    extra = max(1, min(_CUTS * processors // columns, room))
+    fill = max(1, min(_BUSY * processors // columns, extra))
+    # One sequence with as many tiles is never cut.
+    is_cut = reach > tile.keys and not (sequences == 1 and -(-tokens // queries) >= extra)
+    joiners = max(1, min(queries * heads, _JOINERS * processors // (columns * min(extra, tiles))))
+    return _Plan(queries, heads, columns, tiles, extra, fill, joiners, reach, is_cut)
+
+
+def _cut(width: int, values: int | None) -> tuple[int, int, int]:
+    """Where a row of keys is cut in two, and the powers of 2 that hold its parts; the second may be none.
+
+    A row whose beginning is the value is cut there.
+    """
+    if values is not None:
+        return values, _power(values), _power(width - values) if values < width else 0
+    half = _power(width) // 2
+    if half < 16 or half + _power(width - half) >= _power(width):
+        return width, _power(width), 0
+    return half, half, _power(width - half)
+
+
+def _power(size: int) -> int:
+    """The power of 2 that holds it, and that a product of matrices takes as a side."""
+    return max(16, triton.next_power_of_2(size))
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _INTERPRETED
+    return torch.cuda.get_device_properties(device).multi_processor_count
