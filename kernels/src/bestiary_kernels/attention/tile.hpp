@@ -166,11 +166,48 @@ struct Running {
     float largest;
 };
 
-// Turns a chunk of scores into weights and rescales what earlier chunks left. A row that has seen no key keeps its
-// largest at -inf; measuring from 0 then keeps -inf - -inf out of the exponent.
-SEPARATE void soften(float* scores, int visible, Running& row, float* sums, int64_t width) {
+// tanh; near 0, where a quotient of exponentials would lose digits, our own least-squares fit of tanh(x) / x in x^2
+// (relative error 2e-8 for |x| <= 1/2).
+inline Floats tanh_of(Floats x) {
+    const Floats square = x * x, size = x < 0.0f ? -x : x;
+    Floats p = square * 1.721996e-2f - 5.303469e-2f;
+    p = p * square + 1.3325712e-1f;
+    p = p * square - 3.3333136e-1f;
+    const Floats near = x + x * square * p, far = 1.0f - 2.0f / (exp_of(2.0f * size) + 1.0f);
+    return size > 0.5f ? (x < 0.0f ? -far : far) : near;
+}
+
+// A head's ALiBi slope, and its product with places, which is rounded as torch rounds it in the slopes' own type. No
+// inlining: fused with a sum, the product would not be rounded at all.
+struct Slope {
+    float value = 0;
+    bool is_bf16 = false;
+
+    Slope() = default;
+    Slope(const void* slopes, int64_t head, bool is_bf16)
+        : value(is_bf16 ? to_float(((const bf16*)slopes)[head]) : ((const float*)slopes)[head]), is_bf16(is_bf16) {}
+
+    static Floats rounded(Floats x) {
+        bf16 halves[W];
+        store(halves, x);
+        return load(halves);
+    }
+    SEPARATE Floats at(Floats places) const {
+        return is_bf16 ? rounded(value * rounded(places)) : value * places;
+    }
+};
+
+// Turns a chunk of scores, of which those from `begin` to before `end` are seen, into weights and rescales what earlier
+// chunks left. A row that has seen no key keeps its largest at -inf; measuring from 0 then keeps -inf - -inf out of the
+// exponent.
+SEPARATE void soften(float* scores, int begin, int end, Running& row, float* sums, int64_t width) {
     const float nothing = -__builtin_inff();
-    for (int t = visible; t < CHUNK; ++t) scores[t] = nothing;
+    if (begin >= end) {
+        memset(scores, 0, CHUNK * sizeof(float));
+        return;
+    }
+    for (int t = 0; t < begin; ++t) scores[t] = nothing;
+    for (int t = end; t < CHUNK; ++t) scores[t] = nothing;
     Floats top = load(scores);
     for (int t = W; t < CHUNK; t += W) top = larger(load(scores + t), top);
     const float chunk_top = largest_of(top);
