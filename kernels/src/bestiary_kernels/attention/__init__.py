@@ -57,15 +57,15 @@ def paged_attention(
         or not (out is None or (out.shape == q.shape and out.dtype is q.dtype))
     ):
         raise ValueError("paged_attention: the shapes of q, caches, tables, starts, lengths and out do not fit")
-    settings = (window, softcap, slopes, visible, causal, ranges)
-    _check(q_heads, sequences, *settings, len(q))
-    tables = (block_tables, query_starts, context_lens, scale)
+    _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, len(q))
+    settings = (scale, window, softcap, slopes, visible, causal, ranges)
     if (kernels := library.native(q)) is not None:
-        y = cpu.attention(kernels, q, k_cache, v_cache, width, *tables, *settings, out)
+        tables = (block_tables, query_starts, context_lens)
+        y = cpu.attention(kernels, q, k_cache, v_cache, width, tables, out, *settings)
         if y is not None:
             return y
     function = _operator if library.is_traced(q) else reference.paged_attention
-    y = function(q, k_cache, v_cache, *tables, *settings)
+    y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, *settings)
     return y if out is None else out.copy_(y)
 
 

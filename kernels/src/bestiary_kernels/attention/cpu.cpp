@@ -105,22 +105,15 @@ template <class T> struct Attention {
         }
     }
 
-    // What a soft cap and ALiBi make of a row's scores for the keys from `begin` on.
-    SEPARATE void shape_scores(const Item& item, int64_t row, int64_t begin, int count, KeyRange seen,
-                               float* scores) const {
-        const float cap = float(call.softcap);
-        const bool has_slopes = call.slopes;
-        const Slope slope = has_slopes ? Slope(call.slopes, head_of(item, row), call.slopes_are_bf16) : Slope();
-        // Of the biases only their differences count. Measured from the last key's they are small where weights are
-        // large, and a sum keeps the digits that a long context's bias would take from it.
-        const Floats base = has_slopes ? slope.at(splat(float(seen.end - 1))) : Floats{};
-        for (int t = 0; t < count; t += W) {
-            Floats score = load(scores + t);
-            if (call.softcap != 0) score = cap * tanh_of(score / cap);
-            if (has_slopes)
-                score += slope.at(__builtin_convertvector(lanes() + int32_t(begin + t), Floats)) - base;
-            store(scores + t, score);
-        }
+    // Of the biases only their differences count. Measured from the last key that the row sees they are small where
+    // weights are large, and a sum keeps the digits that a long context's bias would take from it.
+    SEPARATE void add_biases(const Item& item, int64_t row, int64_t begin, int count, int64_t last,
+                             float* scores) const {
+        const Slope slope(call.slopes, head_of(item, row), call.slopes_are_bf16);
+        float biases[CHUNK], base[W];
+        slope.biases(last, 1, base);
+        slope.biases(begin, count, biases);
+        for (int t = 0; t < count; t += W) store(scores + t, load(scores + t) + (load(biases + t) - base[0]));
     }
 
     void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, const Rows& next, Space& space) const {
@@ -130,11 +123,11 @@ template <class T> struct Attention {
             turn_keys(chunk.k + t, call.width, space.turned);
             score_tile<T>(item.rows, space.q, space.padded_units, space.turned, space.units, scale, space.scores + t);
         }
-        const bool is_shaped = call.softcap != 0 || call.slopes;
         for (int64_t row = 0; row < item.rows; ++row) {
             const KeyRange seen{space.seen[row].begin - begin, smaller<int64_t>(space.seen[row].end - begin, count)};
             float *const scores = space.scores + row * CHUNK, *const sums = space.sums + row * space.padded;
-            if (is_shaped) shape_scores(item, row, begin, count, space.seen[row], scores);
+            if (call.softcap != 0) cap_scores(scores, count, float(call.softcap));
+            if (call.slopes) add_biases(item, row, begin, count, space.seen[row].end - 1, scores);
             soften(scores, int(seen.begin < 0 ? 0 : smaller<int64_t>(seen.begin, CHUNK)),
                    int(seen.end < 0 ? 0 : seen.end), space.running[row], sums, space.padded);
         }

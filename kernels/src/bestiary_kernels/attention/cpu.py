@@ -18,9 +18,8 @@ def attention(
     k_cache: Tensor,
     v_cache: Tensor,
     value_width: int,
-    block_tables: Tensor,
-    query_starts: Tensor,
-    context_lens: Tensor,
+    tables: tuple[Tensor, Tensor, Tensor],
+    out: Tensor | None,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
@@ -28,12 +27,13 @@ def attention(
     visible: Tensor | None = None,
     causal: bool = True,
     ranges: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor | None:
     """Return attention [T, Hq, value_width], or None where the C++ function does not know the dtypes or layouts.
 
-    The values are the first `value_width` numbers of the rows of v_cache. Shapes and settings fit already.
+    The values are the first `value_width` numbers of the rows of v_cache; `tables` are the block tables, query starts
+    and context lengths. That shapes and settings fit has been seen already.
     """
+    block_tables, query_starts, context_lens = tables
     dtype = q.dtype
     tokens, q_heads, width = q.shape
     blocks, kv_heads, block_size, v_width = v_cache.shape

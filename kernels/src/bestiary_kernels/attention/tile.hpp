@@ -177,8 +177,13 @@ inline Floats tanh_of(Floats x) {
     return size > 0.5f ? (x < 0.0f ? -far : far) : near;
 }
 
-// A head's ALiBi slope, and its product with places, which is rounded as torch rounds it in the slopes' own type. No
-// inlining: fused with a sum, the product would not be rounded at all.
+// Softly holds scores between -cap and cap.
+SEPARATE void cap_scores(float* scores, int count, float cap) {
+    const float share_of = 1.0f / cap;
+    for (int t = 0; t < count; t += W) store(scores + t, cap * tanh_of(load(scores + t) * share_of));
+}
+
+// A head's ALiBi slope; its products with places are rounded as torch rounds them in the slopes' own type.
 struct Slope {
     float value = 0;
     bool is_bf16 = false;
@@ -192,10 +197,22 @@ struct Slope {
         store(halves, x);
         return load(halves);
     }
-    SEPARATE Floats at(Floats places) const {
-        return is_bf16 ? rounded(value * rounded(places)) : value * places;
+    // No inlining, nor a sum in the same loop: fused with it, the product would not be rounded at all.
+    SEPARATE void biases(int64_t first, int count, float* to) const {
+        for (int t = 0; t < count; t += W) {
+            const Floats places = __builtin_convertvector(lanes() + int32_t(first + t), Floats);
+            store(to + t, is_bf16 ? rounded(value * rounded(places)) : value * places);
+        }
     }
 };
+
+// Leaves nothing of the scores before `begin` and from `end` on.
+SEPARATE void hide(float* scores, int begin, int end) {
+    for (int t = 0; t < CHUNK; t += W) {
+        const Ints place = lanes() + t;
+        store(scores + t, (place >= begin) & (place < end) ? load(scores + t) : splat(-__builtin_inff()));
+    }
+}
 
 // Turns a chunk of scores, of which those from `begin` to before `end` are seen, into weights and rescales what earlier
 // chunks left. A row that has seen no key keeps its largest at -inf; measuring from 0 then keeps -inf - -inf out of the
@@ -206,8 +223,7 @@ SEPARATE void soften(float* scores, int begin, int end, Running& row, float* sum
         memset(scores, 0, CHUNK * sizeof(float));
         return;
     }
-    for (int t = 0; t < begin; ++t) scores[t] = nothing;
-    for (int t = end; t < CHUNK; ++t) scores[t] = nothing;
+    if (begin > 0 || end < CHUNK) hide(scores, begin, end);
     Floats top = load(scores);
     for (int t = W; t < CHUNK; t += W) top = larger(load(scores + t), top);
     const float chunk_top = largest_of(top);

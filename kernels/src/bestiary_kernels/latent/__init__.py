@@ -49,14 +49,13 @@ def latent_attention(
         raise ValueError("latent_attention: the shapes of tables, starts and lengths do not fit")
     if out is not None and (out.shape != shape or out.dtype is not q_THD.dtype):
         raise ValueError(f"latent_attention: out must be {shape} in q's dtype")
-    tables = (block_tables, query_starts, context_lens, scale)
     if (kernels := library.native(q_THD)) is not None:
-        rows = cache[:, None]
-        y = cpu.attention(kernels, q_THD, rows, rows, value_dim, *tables, out=out)
+        rows, tables = cache[:, None], (block_tables, query_starts, context_lens)
+        y = cpu.attention(kernels, q_THD, rows, rows, value_dim, tables, out, scale)
         if y is not None:
             return y
     function = _operator if library.is_traced(q_THD) else reference.latent_attention
-    y = function(q_THD, cache, value_dim, *tables)
+    y = function(q_THD, cache, value_dim, block_tables, query_starts, context_lens, scale)
     return y if out is None else out.copy_(y)
 
 
