@@ -2,6 +2,7 @@
 
 from . import (
     activation,
+    attention,
     cache_write,
     embedding,
     norm,
@@ -13,6 +14,7 @@ from .draw import CASES
 __all__ = [
     "CASES",
     "activation",
+    "attention",
     "cache_write",
     "embedding",
     "norm",
