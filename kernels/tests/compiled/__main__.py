@@ -1,0 +1,102 @@
+"""Compile what the rows launch: `python -m kernels.tests.compiled [--arch 90] [OPERATION ...]`.
+
+Needs Triton's compiler and no GPU. TRITON_INTERPRET may not be set: then there would be nothing to compile.
+"""
+
+import argparse
+import inspect
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from bestiary_kernels import gpu
+
+from . import OPERATIONS
+
+#: Bytes of shared memory that a program may have on sm_90.
+MOST_SHARED = 227 * 1024
+
+
+class Nowhere:
+    """What Triton asks of the GPU's driver before it compiles."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_instead_of_launching(arch: int) -> list[Any]:
+    """From now on a launch compiles its kernel and does nothing; the list receives the kernels."""
+    compiled: list[Any] = []
+    run = JITFunction.run
+
+    def compiling(self: Any, *args: Any, grid: Any, warmup: bool, **settings: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **settings)
+        compiled.append(kernel)
+        return kernel
+
+    driver.set_active(Nowhere(arch))  # type: ignore[arg-type]
+    JITFunction.run = compiling
+    gpu._on_cpu = True
+    return compiled
+
+
+def rows(operation: str) -> Iterator[tuple[str, Callable[[], object]]]:
+    """The functions of an operation's file."""
+    module = import_module(f"{__package__}.{operation}")
+    for name, function in vars(module).items():
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_"):
+            yield name, function
+
+
+def compiles(name: str, row: Callable[[], object], compiled: list[Any]) -> bool:
+    """Whether all that a row launches compiles and fits; says what it takes, or what is wrong."""
+    compiled.clear()
+    begin = time.perf_counter()
+    try:
+        row()
+        assert compiled, "launched nothing"
+        sizes = {kernel.metadata.name: kernel.metadata.shared for kernel in compiled}
+        assert max(sizes.values()) <= MOST_SHARED, f"more shared memory than there is: {sizes}"
+        assert all("ptx" in kernel.asm and "cubin" in kernel.asm for kernel in compiled)
+    except Exception:
+        print(f"{name} failed")
+        traceback.print_exc(file=sys.stdout)
+        return False
+    taken = ", ".join(f"{kernel} {size // 1024} KiB" for kernel, size in sizes.items())
+    print(f"{name}: {taken}; {time.perf_counter() - begin:.1f} s", flush=True)
+    return True
+
+
+def main() -> None:
+    """Every row of the operations given; the exit status is 1 where one does not compile."""
+    options = argparse.ArgumentParser()
+    options.add_argument("operations", nargs="*", choices=[*OPERATIONS, []])
+    options.add_argument("--arch", type=int, default=90)
+    given = options.parse_args()
+    compiled = compile_instead_of_launching(given.arch)
+    done = [
+        compiles(f"{operation}.{name}", row, compiled)
+        for operation in given.operations or OPERATIONS
+        for name, row in rows(operation)
+    ]
+    sys.exit(not all(done))
+
+
+if __name__ == "__main__":
+    main()
