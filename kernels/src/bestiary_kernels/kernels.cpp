@@ -6,6 +6,8 @@
 #include "linear/cpu.cpp"
 #include "lora/cpu.cpp"
 #include "measure.cpp"
+#include "moe/cpu.cpp"
+#include "moe/route.cpp"
 #include "norm/cpu.cpp"
 #include "rotary/cpu.cpp"
 #include "sampling/cpu.cpp"

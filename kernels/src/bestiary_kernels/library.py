@@ -58,6 +58,8 @@ SIGNATURES: dict[str, list[Any]] = {
     "embedding_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
     "lora": [_INT, *[_POINTER] * 8],
     "draw": [*[_POINTER] * 7, *[_SIZE] * 3],
+    "route": [_INT, *[_POINTER] * 5],
+    "moe": [_INT, _INT, *[_POINTER] * 7],
     "read_memory": [_POINTER, _SIZE, _INT],
     "replay": [_POINTER, _SIZE, _POINTER],
 }
@@ -72,8 +74,10 @@ _ERRORS: dict[int, tuple[type[Exception], str]] = {
     7: (IndexError, "a slot lies outside the adapters"),
     8: (IndexError, "a rank is outside what the adapters have room for"),
     9: (ValueError, "starts do not cut the columns into parts"),
+    20: (IndexError, "an expert's number lies outside the weights"),
 }
 BAD_BLOCK, BAD_SLOT, BAD_POSITION, BAD_RAGGED, BAD_ROW, BAD_ADAPTER, BAD_RANK, BAD_PARTS = 1, 2, 3, 4, 6, 7, 8, 9
+BAD_EXPERT = 20
 
 
 class Kernels:

@@ -35,6 +35,7 @@ enum Status : int {
     BAD_ADAPTER = 7,
     BAD_RANK = 8,
     BAD_PARTS = 9,
+    BAD_EXPERT = 20,
 };
 
 #if defined(__AVX512F__)

@@ -52,6 +52,8 @@ inline int run(const Recorded& entry) {
         case 10: return call(VARIANT_NAME(VARIANT, activation), entry.arguments);
         case 11: return call(VARIANT_NAME(VARIANT, rotary), entry.arguments);
         case 12: return call(VARIANT_NAME(VARIANT, cache_write), entry.arguments);
+        case 13: return call(VARIANT_NAME(VARIANT, route), entry.arguments);
+        case 14: return call(VARIANT_NAME(VARIANT, moe), entry.arguments);
     }
     return BAD_ROW;
 }

@@ -34,6 +34,8 @@ _OPERATIONS = (
     "activation",
     "rotary",
     "cache_write",
+    "route",
+    "moe",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

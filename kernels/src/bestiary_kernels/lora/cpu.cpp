@@ -2,7 +2,7 @@
 //
 // One parallel region of two passes: first every row's inner numbers, then the columns of y. Rows of one slot go together
 // wherever they stand and share the loads of its adapter; rows without a slot are never looked at.
-#include "../simd.hpp"
+#include "../dot.hpp"
 
 namespace {
 
@@ -25,25 +25,6 @@ struct LoraGroup {
 template <int n> struct Known {
     static constexpr int rows = n;
 };
-
-// How a row of x meets a row of `down`, both along the inputs: STEP of them at a time.
-template <class T> struct Along {
-    typedef Floats Lanes;
-    static constexpr int STEP = W;
-    static Lanes take(const T* from) { return load(from); }
-    static Lanes take_part(const T* from, int n) { return load_part(from, n); }
-    static Floats add(Floats sum, Lanes a, Lanes b) { return sum + a * b; }
-};
-
-#if defined(__AVX512BF16__)
-template <> struct Along<bf16> {
-    typedef __m512bh Lanes;
-    static constexpr int STEP = 2 * W;
-    static Lanes take(const bf16* from) { return (__m512bh)_mm512_loadu_si512(from); }
-    static Lanes take_part(const bf16* from, int n) { return (__m512bh)_mm512_maskz_loadu_epi16((1u << n) - 1, from); }
-    static Floats add(Floats sum, Lanes a, Lanes b) { return (Floats)_mm512_dpbf16_ps((__m512)sum, a, b); }
-};
-#endif
 
 template <class T> struct Lora {
     typedef Along<T> Inputs;

@@ -4,27 +4,72 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bestiary_kernels import library
 from bestiary_kernels.activation.reference import gated_activation
 
-__all__ = ["moe", "route"]
+__all__ = ["TINY", "moe", "route"]
+
+#: Added to a sum of weights before they are divided by it: sigmoids may all be 0.
+TINY = 1e-20
 
 
 def route(
-    logits: Tensor, top_k: int, renormalise: bool, scale: float, groups: int, top_groups: int, softmax_last: bool
+    logits: Tensor,
+    top_k: int,
+    renormalise: bool,
+    scale: float,
+    groups: int,
+    top_groups: int,
+    softmax_last: bool,
+    scoring: str = "softmax",
+    bias: Tensor | None = None,
+    group_by: str = "best",
+    jitter: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return (weights float32 [T, k], experts int64 [T, k]); see `bestiary_kernels.route`."""
-    scores = logits.float() if softmax_last else logits.float().softmax(-1)
-    if top_groups < groups:
-        grouped = scores.view(len(scores), groups, -1)
-        best = grouped.amax(-1).topk(top_groups, sorted=False).indices
-        closed = torch.ones(len(scores), groups, dtype=torch.bool, device=scores.device).scatter_(1, best, False)
-        scores = grouped.masked_fill(closed[:, :, None], float("-inf")).flatten(1)
-    weights, experts = scores.topk(top_k)
-    if softmax_last:
-        weights = weights.softmax(-1)
-    elif renormalise:
-        weights = weights / weights.sum(-1, keepdim=True)
+    wide = logits.float()
+    if scoring == "sparsemixer":
+        weights, experts = _sparsemixer(wide, top_k, jitter)
+    else:
+        scores = wide if softmax_last else wide.sigmoid() if scoring == "sigmoid" else wide.softmax(-1)
+        keys = scores if bias is None else scores + bias.float()
+        if top_groups < groups:
+            keys = _of_best_groups(keys.view(len(keys), groups, keys.shape[1] // groups), top_groups, group_by)
+        experts = _best(keys, top_k)
+        weights = scores.gather(1, experts)
+        if softmax_last:
+            weights = weights.softmax(-1)
+    if renormalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + TINY)
     return weights * scale, experts
+
+
+def _best(keys: Tensor, count: int) -> Tensor:
+    """The places of the largest keys of each row, the first of equal ones first."""
+    return keys.argsort(dim=-1, descending=True, stable=True)[:, :count].contiguous()
+
+
+def _of_best_groups(keys: Tensor, count: int, group_by: str) -> Tensor:
+    """[T, E] the keys [T, groups, E / groups], but -inf outside the `count` best groups."""
+    best = keys.amax(-1) if group_by == "best" else keys.topk(2).values.sum(-1)
+    closed = torch.ones_like(best, dtype=torch.bool).scatter_(1, _best(best, count), False)
+    return keys.masked_fill(closed[:, :, None], float("-inf")).flatten(1)
+
+
+def _sparsemixer(scores: Tensor, top_k: int, jitter: float) -> tuple[Tensor, Tensor]:
+    """Weights and experts after Liu et al., 2024 (arXiv 2409.12136), as a model computes that no longer learns.
+
+    Expert after expert: the best that is left, weighed by a softmax over those left that come near it.
+    """
+    left, weights, experts = scores, [], []
+    for _ in range(top_k):
+        expert = _best(left, 1)
+        best = left.gather(1, expert)
+        is_far = (best - scores) / torch.maximum(scores.abs(), best) > 2 * jitter
+        weights.append(left.masked_fill(is_far, float("-inf")).softmax(-1).gather(1, expert))
+        experts.append(expert)
+        left = left.scatter(1, expert, float("-inf"))
+    return torch.cat(weights, 1), torch.cat(experts, 1)
 
 
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor, act: str) -> Tensor:
@@ -34,7 +79,7 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tens
     """
     chosen = sorted(set(experts.flatten().tolist()))
     if chosen and (chosen[0] < 0 or chosen[-1] >= len(gate_up)):
-        raise IndexError(f"moe: an expert's number lies outside the {len(gate_up)} experts")
+        library.fail("moe", library.BAD_EXPERT)
     y = x.new_zeros(x.shape, dtype=torch.float32)
     for expert in chosen:
         token, place = (experts == expert).nonzero(as_tuple=True)
