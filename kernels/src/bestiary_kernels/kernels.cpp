@@ -1,10 +1,12 @@
 // One instruction set's copy of every operation; setup.py compiles this file once per variant with -DVARIANT=name.
 #include "activation/cpu.cpp"
 #include "attention/cpu.cpp"
+#include "convolution/cpu.cpp"
 #include "embedding/cpu.cpp"
 #include "linear/cpu.cpp"
 #include "lora/cpu.cpp"
 #include "measure.cpp"
 #include "norm/cpu.cpp"
 #include "rotary/cpu.cpp"
+#include "scan/cpu.cpp"
 #include "tape.cpp"

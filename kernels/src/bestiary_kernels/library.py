@@ -53,6 +53,8 @@ SIGNATURES: dict[str, list[Any]] = {
     "linear_rows": [_POINTER, _POINTER, _POINTER, _SIZE],
     "embedding_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
     "lora": [_INT, *[_POINTER] * 8],
+    "causal_conv": [_INT, _INT, *[_POINTER] * 10],
+    "selective_scan": [_INT, *[_POINTER] * 14],
     "read_memory": [_POINTER, _SIZE, _INT],
     "replay": [_POINTER, _SIZE, _POINTER],
 }

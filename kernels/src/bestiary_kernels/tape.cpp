@@ -48,6 +48,8 @@ inline int run(const Recorded& entry) {
         case 7: return call(VARIANT_NAME(VARIANT, linear_packed), entry.arguments);
 #endif
         case 8: return call(VARIANT_NAME(VARIANT, lora), entry.arguments);
+        case 9: return call(VARIANT_NAME(VARIANT, causal_conv), entry.arguments);
+        case 10: return call(VARIANT_NAME(VARIANT, selective_scan), entry.arguments);
     }
     return BAD_ROW;
 }

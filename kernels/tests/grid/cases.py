@@ -1,6 +1,6 @@
 """The cases of all operations: importing a module registers its own."""
 
-from . import norm
+from . import convolution, norm, scan
 from .draw import CASES
 
-__all__ = ["CASES", "norm"]
+__all__ = ["CASES", "convolution", "norm", "scan"]
