@@ -1,6 +1,7 @@
 // One instruction set's copy of every operation; setup.py compiles this file once per variant with -DVARIANT=name.
 #include "activation/cpu.cpp"
 #include "attention/cpu.cpp"
+#include "convolution/cpu.cpp"
 #include "embedding/cpu.cpp"
 #include "latent/cpu.cpp"
 #include "linear/cpu.cpp"
@@ -11,4 +12,5 @@
 #include "norm/cpu.cpp"
 #include "rotary/cpu.cpp"
 #include "sampling/cpu.cpp"
+#include "scan/cpu.cpp"
 #include "tape.cpp"

@@ -60,6 +60,8 @@ SIGNATURES: dict[str, list[Any]] = {
     "draw": [*[_POINTER] * 7, *[_SIZE] * 3],
     "route": [_INT, *[_POINTER] * 5],
     "moe": [_INT, _INT, *[_POINTER] * 7],
+    "causal_conv": [_INT, _INT, *[_POINTER] * 10],
+    "selective_scan": [_INT, *[_POINTER] * 14],
     "read_memory": [_POINTER, _SIZE, _INT],
     "replay": [_POINTER, _SIZE, _POINTER],
 }

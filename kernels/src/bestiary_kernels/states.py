@@ -3,12 +3,14 @@
 Knows nothing of what a state means. Shapes: T tokens, S sequences; states are [slots, ...].
 """
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
 from bestiary_kernels import library
 
-__all__ = ["check", "load", "spans", "store"]
+__all__ = ["are_known", "check", "fail", "load", "spans", "store"]
 
 
 def spans(operation: str, query_starts: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
@@ -18,7 +20,7 @@ def spans(operation: str, query_starts: Tensor, tokens: int) -> tuple[Tensor, Te
     """
     starts, lengths = query_starts[:-1].long(), query_starts.diff().long()
     if query_starts[0] != 0 or query_starts[-1] != tokens or bool((lengths < 0).any()):
-        raise ValueError(f"{operation}: query_starts must rise from 0 to the number of tokens, {tokens}")
+        fail(operation, library.BAD_RAGGED, tokens)
     return starts, lengths
 
 
@@ -28,6 +30,26 @@ def check(operation: str, read_slots: Tensor, write_slots: Tensor, query_starts:
     shapes = (tuple(read_slots.shape), tuple(write_slots.shape), tuple(query_starts.shape))
     if shapes != ((sequences,), (sequences,), (sequences + 1,)) or fresh.dtype is not torch.bool:
         raise ValueError(f"{operation}: slots, starts and fresh (bool) do not fit {sequences} sequences")
+
+
+def are_known(states: Tensor, read_slots: Tensor, write_slots: Tensor, query_starts: Tensor, fresh: Tensor) -> bool:
+    """Whether the C++ functions know the layouts: all is dense."""
+    return (
+        torch.int64 is read_slots.dtype is write_slots.dtype
+        and query_starts.dtype is torch.int32
+        and states.is_contiguous()
+        and read_slots.is_contiguous()
+        and write_slots.is_contiguous()
+        and query_starts.is_contiguous()
+        and fresh.is_contiguous()
+    )
+
+
+def fail(operation: str, status: int, tokens: int) -> NoReturn:
+    """Raise what a C++ function's nonzero status means."""
+    if status == library.BAD_RAGGED:
+        raise ValueError(f"{operation}: query_starts must rise from 0 to the number of tokens, {tokens}")
+    library.fail(operation, status)
 
 
 def load(operation: str, states: Tensor, read_slots: Tensor, write_slots: Tensor, fresh: Tensor) -> Tensor:

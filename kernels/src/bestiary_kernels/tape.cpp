@@ -54,6 +54,8 @@ inline int run(const Recorded& entry) {
         case 12: return call(VARIANT_NAME(VARIANT, cache_write), entry.arguments);
         case 13: return call(VARIANT_NAME(VARIANT, route), entry.arguments);
         case 14: return call(VARIANT_NAME(VARIANT, moe), entry.arguments);
+        case 15: return call(VARIANT_NAME(VARIANT, causal_conv), entry.arguments);
+        case 16: return call(VARIANT_NAME(VARIANT, selective_scan), entry.arguments);
     }
     return BAD_ROW;
 }

@@ -36,6 +36,8 @@ _OPERATIONS = (
     "cache_write",
     "route",
     "moe",
+    "causal_conv",
+    "selective_scan",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

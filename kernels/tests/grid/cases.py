@@ -4,11 +4,13 @@ from . import (
     activation,
     attention,
     cache_write,
+    convolution,
     embedding,
     moe,
     norm,
     rotary,
     sampling,
+    scan,
 )
 from .draw import CASES
 
@@ -17,9 +19,11 @@ __all__ = [
     "activation",
     "attention",
     "cache_write",
+    "convolution",
     "embedding",
     "moe",
     "norm",
     "rotary",
     "sampling",
+    "scan",
 ]

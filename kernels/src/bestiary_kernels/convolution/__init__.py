@@ -3,15 +3,20 @@
 Shapes: T tokens, S sequences, C channels, K taps.
 """
 
+from struct import Struct
+
 import torch
 from torch import Tensor
 
 from bestiary_kernels import library
+from bestiary_kernels.activation import KINDS
 from bestiary_kernels.activation.reference import ACTIVATIONS
 from bestiary_kernels.convolution import reference
-from bestiary_kernels.states import check
+from bestiary_kernels.states import are_known, check, fail
 
 __all__ = ["causal_conv"]
+
+_CALL = Struct("7q")  # ConvCall in cpu.cpp
 
 
 def causal_conv(
@@ -41,8 +46,40 @@ def causal_conv(
         raise ValueError(f"causal_conv: bias {tuple(bias_C.shape)} is not one number for each of {channels} channels")
     if act is not None and act not in ACTIVATIONS:
         raise ValueError(f"causal_conv: act {act!r} is unknown; choose None or one of {', '.join(ACTIVATIONS)}")
-    function = _operator if library.is_traced(x_TC) else reference.causal_conv
-    return function(x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh, act)
+    kernels, number = library.native(x_TC), -1 if act is None else KINDS.get(act)
+    dtype, kept_dtype = x_TC.dtype, states.dtype
+    if (
+        kernels is None
+        or number is None
+        or dtype not in library.IS_BF16
+        or kept_dtype not in library.IS_BF16
+        or x_TC.stride(1) != 1
+        or weight_CK.dtype is not dtype
+        or not weight_CK.is_contiguous()
+        or not (bias_C is None or (bias_C.dtype is dtype and bias_C.is_contiguous()))
+        or not are_known(states, read_slots, write_slots, query_starts, fresh)
+    ):
+        function = _operator if library.is_traced(x_TC) else reference.causal_conv
+        return function(x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh, act)
+    tokens = x_TC.shape[0]
+    y = x_TC.new_empty(x_TC.shape)
+    failed = kernels.causal_conv(
+        library.IS_BF16[dtype],
+        library.IS_BF16[kept_dtype],
+        x_TC.data_ptr(),
+        weight_CK.data_ptr(),
+        None if bias_C is None else bias_C.data_ptr(),
+        states.data_ptr(),
+        read_slots.data_ptr(),
+        write_slots.data_ptr(),
+        query_starts.data_ptr(),
+        fresh.data_ptr(),
+        y.data_ptr(),
+        _CALL.pack(tokens, fresh.shape[0], channels, taps, states.shape[0], number, x_TC.stride(0)),
+    )
+    if failed:
+        fail("causal_conv", failed, tokens)
+    return y
 
 
 @torch.library.custom_op("bestiary::causal_conv", mutates_args=("states",))

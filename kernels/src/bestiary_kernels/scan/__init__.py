@@ -3,14 +3,18 @@
 Shapes: T tokens, S sequences, C channels, N numbers of state for each channel.
 """
 
+from struct import Struct
+
 import torch
 from torch import Tensor
 
 from bestiary_kernels import library
 from bestiary_kernels.scan import reference
-from bestiary_kernels.states import check
+from bestiary_kernels.states import are_known, check, fail
 
 __all__ = ["selective_scan"]
+
+_CALL = Struct("11q")  # ScanCall in cpu.cpp
 
 
 def selective_scan(
@@ -25,12 +29,15 @@ def selective_scan(
     write_slots: Tensor,
     query_starts: Tensor,
     fresh: Tensor,
+    gate_TC: Tensor | None = None,
+    softplus: bool = False,
 ) -> Tensor:
     """Return y [T, C] of h = exp(dt a) h + dt x b, y = c . h + d x, token after token (Mamba, arXiv 2312.00752).
 
-    dt is what comes out of the softplus, a is negative. `states` is float32 [slots, C, N]: h of each sequence; slots,
-    starts and `fresh` are as in `causal_conv`. Computed in float32, rounded once to x's dtype. Raises ValueError for
-    shapes or dtypes that do not fit, IndexError for a slot outside `states`; nothing is written then.
+    dt is the length of each step, or with `softplus` what that function makes it of; a is negative. With a gate
+    y becomes y silu(gate). `states` is float32 [slots, C, N]: h of each sequence; slots, starts and `fresh` are as in
+    `causal_conv`. Computed in float32, rounded once to x's dtype. Raises ValueError for shapes or dtypes that do not
+    fit, IndexError for a slot outside `states`; nothing is written then.
     """
     check("selective_scan", read_slots, write_slots, query_starts, fresh)
     (tokens, channels), (_, numbers) = x_TC.shape, a_CN.shape
@@ -41,10 +48,54 @@ def selective_scan(
         or d_C.shape != (channels,)
         or states.shape[1:] != a_CN.shape
         or states.dtype is not torch.float32
+        or not (gate_TC is None or gate_TC.shape == x_TC.shape)
     ):
-        raise ValueError("selective_scan: the shapes of x, dt, a, b, c, d and states (float32) do not fit")
-    function = _operator if library.is_traced(x_TC) else reference.selective_scan
-    return function(x_TC, dt_TC, a_CN, b_TN, c_TN, d_C, states, read_slots, write_slots, query_starts, fresh)
+        raise ValueError("selective_scan: the shapes of x, dt, a, b, c, d, gate and states (float32) do not fit")
+    kernels, is_bf16 = library.native(x_TC), library.IS_BF16.get(x_TC.dtype)
+    rows = (x_TC, dt_TC, b_TN, c_TN) if gate_TC is None else (x_TC, dt_TC, b_TN, c_TN, gate_TC)
+    if (
+        kernels is None
+        or is_bf16 is None
+        or not _are_known(a_CN, d_C, rows)
+        or not are_known(states, read_slots, write_slots, query_starts, fresh)
+    ):
+        function = _operator if library.is_traced(x_TC) else reference.selective_scan
+        return function(
+            x_TC, dt_TC, a_CN, b_TN, c_TN, d_C, states, read_slots, write_slots, query_starts, fresh, gate_TC, softplus
+        )
+    y = x_TC.new_empty(x_TC.shape)
+    strides = [row.stride(0) for row in rows]
+    failed = kernels.selective_scan(
+        is_bf16,
+        x_TC.data_ptr(),
+        dt_TC.data_ptr(),
+        a_CN.data_ptr(),
+        b_TN.data_ptr(),
+        c_TN.data_ptr(),
+        d_C.data_ptr(),
+        None if gate_TC is None else gate_TC.data_ptr(),
+        states.data_ptr(),
+        read_slots.data_ptr(),
+        write_slots.data_ptr(),
+        query_starts.data_ptr(),
+        fresh.data_ptr(),
+        y.data_ptr(),
+        _CALL.pack(tokens, fresh.shape[0], channels, numbers, states.shape[0], softplus, *strides, *[0] * (5 - len(rows))),
+    )
+    if failed:
+        fail("selective_scan", failed, tokens)
+    return y
+
+
+def _are_known(a: Tensor, d: Tensor, rows: tuple[Tensor, ...]) -> bool:
+    """Whether the C++ function knows the layouts: rows may be strided, all else is dense."""
+    dtype = rows[0].dtype
+    return (
+        torch.float32 is a.dtype is d.dtype
+        and a.is_contiguous()
+        and d.is_contiguous()
+        and all(row.dtype is dtype and row.stride(1) == 1 for row in rows)
+    )
 
 
 @torch.library.custom_op("bestiary::selective_scan", mutates_args=("states",))
@@ -60,8 +111,12 @@ def _operator(
     write_slots: Tensor,
     query_starts: Tensor,
     fresh: Tensor,
+    gate: Tensor | None,
+    softplus: bool,
 ) -> Tensor:
-    return reference.selective_scan(x, dt, a, b, c, d, states, read_slots, write_slots, query_starts, fresh)
+    return reference.selective_scan(
+        x, dt, a, b, c, d, states, read_slots, write_slots, query_starts, fresh, gate, softplus
+    )
 
 
 @_operator.register_fake
@@ -77,5 +132,7 @@ def _shape(
     write_slots: Tensor,
     query_starts: Tensor,
     fresh: Tensor,
+    gate: Tensor | None,
+    softplus: bool,
 ) -> Tensor:
     return x.new_empty(x.shape)
