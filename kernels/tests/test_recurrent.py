@@ -222,6 +222,8 @@ def test_the_operators_pass_torchs_checks() -> None:
     torch.library.opcheck(convolution, (x, torch.randn(CHANNELS, 4), None, *convolved, "silu"))
     torch.library.opcheck(convolution, (x, torch.randn(CHANNELS, 4), x[0].clone(), *convolved, None))
     scanned = tuple(common((CHANNELS, STATE)).values())
-    torch.library.opcheck(scan, (x, x.abs(), -torch.rand(CHANNELS, STATE), b, b.clone(), x[0].clone(), *scanned, None, True))
+    torch.library.opcheck(
+        scan, (x, x.abs(), -torch.rand(CHANNELS, STATE), b, b.clone(), x[0].clone(), *scanned, None, True)
+    )
     meta = x.to("meta")
     assert causal_conv(meta, torch.randn(CHANNELS, 4, device="meta"), None, *convolved).shape == (3, CHANNELS)

@@ -68,7 +68,7 @@ def paged_attention(
         if y is not None:
             return y
     function = _operator if library.is_traced(q) else reference.paged_attention
-    y = function(q, k_cache, v_cache, *tables, *settings)
+    y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, *settings)
     return y if out is None else out.copy_(y)
 
 

@@ -80,7 +80,9 @@ def selective_scan(
         query_starts.data_ptr(),
         fresh.data_ptr(),
         y.data_ptr(),
-        _CALL.pack(tokens, fresh.shape[0], channels, numbers, states.shape[0], softplus, *strides, *[0] * (5 - len(rows))),
+        _CALL.pack(
+            tokens, fresh.shape[0], channels, numbers, states.shape[0], softplus, *strides, *[0] * (5 - len(rows))
+        ),
     )
     if failed:
         fail("selective_scan", failed, tokens)
