@@ -177,7 +177,7 @@ def _cut(width: int, values: int | None) -> tuple[int, int, int]:
 
 def _power(size: int) -> int:
     """The power of 2 that holds it, and that a product of matrices takes as a side."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, int(triton.next_power_of_2(size)))
 
 
 @cache
