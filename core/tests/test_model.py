@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -141,6 +142,29 @@ def test_packing_lets_the_original_go(folder: Path) -> None:
 def test_layers_that_turn_alike_share_one_table_of_angles(folder: Path) -> None:
     tables = {id(m.angles) for m in build(folder).modules() if isinstance(m, Attention)}
     assert len(tables) == 1
+
+
+@torch.inference_mode()
+def test_layers_that_turn_alike_by_several_axes_gather_a_steps_angles_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, gathered = build(folder), []
+    turned = Rope.turned
+
+    def counted(rope: Rope, table: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+        gathered.append(axes)
+        return turned(rope, table, axes)
+
+    monkeypatch.setattr(Rope, "turned", counted)
+    expected = tree(batch(tree, TOKENS))
+    for mixer in (m for m in tree.modules() if isinstance(m, Attention)):
+        assert mixer.rope is not None
+        mixer.rope = replace(mixer.rope, sections=(3, 3, 2))
+    places = torch.arange(len(TOKENS)).expand(3, -1)
+    for axes, same in ((places, True), (places * torch.tensor([[1], [2], [3]]), False), (places, True)):
+        step = replace(batch(tree, TOKENS), axes=axes)
+        assert torch.allclose(tree(step), expected, atol=1e-5) == same
+    assert len(gathered) == 3
 
 
 def test_a_tensor_of_another_shape_names_itself(folder: Path) -> None:

@@ -3,7 +3,7 @@
 Shapes: T tokens of the step, ragged over its S sequences; R rows whose output is wanted; B blocks of the longest table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -88,3 +88,5 @@ class Batch:
     prefixes: Tensor | None = None
     #: [axes, T] int64, positions on the axes of a rotation that has several; None: `positions` on each.
     axes: Tensor | None = None
+    #: By way of turning, the angles of the step's tokens: what the first layer that turns so gathered, the others take.
+    angles: dict[Hashable, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)

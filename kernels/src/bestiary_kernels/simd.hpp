@@ -1,4 +1,4 @@
-// Vector helpers that every operation shares: lane types, bfloat16, exp and erfc, thread loops and scratch memory.
+// Vector helpers that every operation shares: lane types, bfloat16, exp, thread loops and scratch memory.
 //
 // One source serves every instruction set through GCC's vector extensions; the lane count W follows the -m flags.
 // Everything but the exported functions lives in an anonymous namespace and no standard library template is used:
@@ -158,22 +158,6 @@ inline Floats exp_of(Floats x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     return p * (Floats)(((Words)shifted << 23) + 0x3f800000u);
-}
-
-// erfc(z) for z >= 0 as t e^(-z^2 + f(t)), t = 1 / (1 + z / 2); f is our own least-squares fit (8.5e-8), so the
-// error is relative and the far tail keeps its digits.
-inline Floats erfc_of(Floats z) {
-    const Floats t = 1.0f / (1.0f + 0.5f * z);
-    Floats p = t * 1.787034552e-1f - 8.599416930e-1f;
-    p = p * t + 1.565589974f;
-    p = p * t - 1.221623523f;
-    p = p * t + 3.368944062e-1f;
-    p = p * t - 2.101132605e-1f;
-    p = p * t + 1.026416263e-1f;
-    p = p * t + 3.732846628e-1f;
-    p = p * t + 1.000077938f;
-    p = p * t - 1.265513502f;
-    return t * exp_of(p - z * z);
 }
 
 // Inside a region: body(i) for i < n, each thread taking `chunk` at a time from the counter that all share: a core that

@@ -62,10 +62,7 @@ class Attention(Mixer):
         k_cache, v_cache = batch.caches[self.slot]
         pages = batch.pages[self.group]
         interleaved = self.rope is not None and self.rope.interleaved
-        angles, positions = self.angles, batch.positions
-        if batch.axes is not None and self.rope is not None and angles is not None and self.rope.sections:
-            angles = self.rope.turned(angles, batch.axes)
-            positions = torch.arange(len(positions), device=positions.device)
+        angles, positions = self._turning(batch)
         kernels.rotary_cache_write(q, k, v, angles, positions, pages.slots, k_cache, v_cache, interleaved)
         mixed = kernels.paged_attention(
             q,
@@ -82,3 +79,13 @@ class Attention(Mixer):
         )
         y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
         return y_TD
+
+    def _turning(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """A table of angles, and each token's row of it: of all positions, or of this step's tokens on their axes."""
+        rope, table = self.rope, self.angles
+        if batch.axes is None or rope is None or table is None or not rope.sections:
+            return table, batch.positions
+        if rope not in batch.angles:
+            rows = torch.arange(len(batch.positions), device=batch.positions.device)
+            batch.angles[rope] = rope.turned(table, batch.axes), rows
+        return batch.angles[rope]

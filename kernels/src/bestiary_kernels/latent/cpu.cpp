@@ -7,7 +7,7 @@ EXPORT(int, cache_write)(const char* rows, const int64_t* slots, char* cache, in
                          int64_t row_stride, int64_t blocks, int64_t block_size, int64_t block_stride) {
     for (int64_t token = 0; token < tokens; ++token)
         if (slots[token] >= blocks * block_size) return BAD_SLOT;
-    share(tokens, 8, tokens * row_bytes > 262144, [&](int64_t token) {
+    share(tokens, 8, tokens * row_bytes > 1 << 20, [&](int64_t token) {
         if (slots[token] < 0) return;
         char* const block = cache + slots[token] / block_size * block_stride;
         memcpy(block + slots[token] % block_size * row_bytes, rows + token * row_stride, size_t(row_bytes));
