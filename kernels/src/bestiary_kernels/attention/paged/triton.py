@@ -266,7 +266,7 @@ def attend(
     v = tl.arange(0, BLOCK_V)
     mask = real[:, None] & (v < VALUES)[None, :]
     if splits == 1:
-        mixed = tl.where(weight[:, None] == 0, 0.0, mixed / weight[:, None])
+        mixed /= tl.where(weight == 0, 1.0, weight)[:, None]  # what sees no key gets zeros
         at = out + token * out_strides[0] + head * out_strides[1]
         tl.store(at[:, None] + v[None, :], mixed.to(out.dtype.element_ty), mask=mask)
     elif SPLIT:
@@ -316,6 +316,6 @@ def join(
                 mixed = mixed * fade + tl.sum(values * shares[:, None], 0)
                 weight = weight * fade + tl.sum(weights, 0)
                 largest = new
-            mixed = tl.where(weight == 0, 0.0, mixed / weight)
+            mixed /= tl.where(weight == 0, 1.0, weight)
             at = out + (begin + query).to(tl.int64) * out_strides[0] + (kv_head * GROUP + member) * out_strides[1]
             tl.store(at + v, mixed.to(out.dtype.element_ty), mask=v < VALUES)
