@@ -8,7 +8,6 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from bestiary_kernels.attention.paged.triton import attend, join
@@ -181,11 +180,11 @@ def _cut(width: int, values: int | None) -> tuple[int, int, int]:
 
 def _power(size: int) -> int:
     """The power of 2 that holds it, and that a product of matrices takes as a side."""
-    return max(16, triton.next_power_of_2(size))
+    return max(16, 1 << (size - 1).bit_length())
 
 
 @cache
 def _processors(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETED
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
