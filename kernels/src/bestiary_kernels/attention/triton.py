@@ -8,7 +8,6 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from bestiary_kernels.attention.paged.triton import attend, join
@@ -128,19 +127,23 @@ def over_pages(
 
 
 def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Tile:
-    """The tile for queries that have `group` rows each, of numbers of `size` bytes: chosen for Hopper, not measured."""
+    """The tile for queries that have `group` rows each, of numbers of `size` bytes.
+
+    For Hopper, by what its compiler says of registers and shared memory: two or three programs a multiprocessor where
+    memory is what is waited for, one where it is arithmetic. Ids of blocks are loaded before the keys that they lead
+    to, so that 5 stages mean two tiles of keys on their way, and 3 mean one.
+    """
     # Without more tokens than sequences each has about one; else one of them may have all that are more.
-    rows = group if tokens <= sequences else (tokens - sequences + 1) * group
-    rows = max(16, _power(rows))
+    rows = max(16, _power(group if tokens <= sequences else (tokens - sequences + 1) * group))
     if size > 2:  # no tensor cores: the registers hold little more than what is summed up
-        return _Tile(min(rows, 32 if width <= 128 else 16), 32 if width <= 128 else 16, 4, 2)
+        return _Tile(min(rows, 32), 32, 4, 3) if width <= 128 else _Tile(16, 16, 4, 3)
     if width > 256:  # latent rows
-        return _Tile(min(rows, 64), 32, 4 if rows < 64 else 8, 2)
-    if width > 128:
-        return _Tile(min(rows, 64), 32, 4, 3)
-    if rows >= 128 and tokens * group >= 128 * sequences:
-        return _Tile(128, 64, 8, 3)
-    return _Tile(min(rows, 64), 64, 4, 3)
+        return _Tile(min(rows, 64), 32, 8, 5 if rows == 16 else 3)
+    if rows <= 32:
+        return _Tile(rows, 32 if width > 128 else 64, 4, 5)
+    if rows > 64 and tokens * group >= 128 * sequences:
+        return _Tile(128, 32, 8, 3) if width > 128 else _Tile(128, 64, 8, 5)
+    return _Tile(64, 32, 8, 3) if width > 128 else _Tile(64, 64, 4, 3)
 
 
 def _plan(
@@ -177,11 +180,11 @@ def _cut(width: int, values: int | None) -> tuple[int, int, int]:
 
 def _power(size: int) -> int:
     """The power of 2 that holds it, and that a product of matrices takes as a side."""
-    return max(16, int(triton.next_power_of_2(size)))
+    return max(16, 1 << (size - 1).bit_length())
 
 
 @cache
 def _processors(device: torch.device) -> int:
     if device.type != "cuda":
         return _INTERPRETED
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
