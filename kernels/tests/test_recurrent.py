@@ -31,7 +31,8 @@ class Slots:
     def arguments(self, step: int, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
         starts = torch.tensor([0, *lengths]).cumsum(0).int()
         read, write = (step + 1) % 2, step % 2
-        return self.kept, self.slots[:, read], self.slots[:, write], starts, torch.full((3,), step == 0)
+        slots = self.slots.T.contiguous()
+        return self.kept, slots[read], slots[write], starts, torch.full((3,), step == 0)
 
 
 def in_steps(slots: Slots, run: Callable[[list[slice], tuple[Tensor, ...]], Tensor]) -> list[Tensor]:
@@ -222,6 +223,8 @@ def test_the_operators_pass_torchs_checks() -> None:
     torch.library.opcheck(convolution, (x, torch.randn(CHANNELS, 4), None, *convolved, "silu"))
     torch.library.opcheck(convolution, (x, torch.randn(CHANNELS, 4), x[0].clone(), *convolved, None))
     scanned = tuple(common((CHANNELS, STATE)).values())
-    torch.library.opcheck(scan, (x, x.abs(), -torch.rand(CHANNELS, STATE), b, b.clone(), x[0].clone(), *scanned, None, True))
+    torch.library.opcheck(
+        scan, (x, x.abs(), -torch.rand(CHANNELS, STATE), b, b.clone(), x[0].clone(), *scanned, None, True)
+    )
     meta = x.to("meta")
     assert causal_conv(meta, torch.randn(CHANNELS, 4, device="meta"), None, *convolved).shape == (3, CHANNELS)
