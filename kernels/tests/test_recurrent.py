@@ -31,7 +31,8 @@ class Slots:
     def arguments(self, step: int, lengths: tuple[int, ...]) -> tuple[Tensor, ...]:
         starts = torch.tensor([0, *lengths]).cumsum(0).int()
         read, write = (step + 1) % 2, step % 2
-        return self.kept, self.slots[:, read], self.slots[:, write], starts, torch.full((3,), step == 0)
+        slots = self.slots.T.contiguous()
+        return self.kept, slots[read], slots[write], starts, torch.full((3,), step == 0)
 
 
 def in_steps(slots: Slots, run: Callable[[list[slice], tuple[Tensor, ...]], Tensor]) -> list[Tensor]:

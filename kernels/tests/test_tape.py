@@ -231,3 +231,39 @@ def test_a_replayed_window_refuses_a_block_that_it_reaches_and_no_other() -> Non
     lengths[0] = 39
     with pytest.raises(IndexError, match="paged_attention: a block id"):
         tape.replay()
+
+
+@needs_library
+def test_a_step_of_a_state_space_is_recorded_and_takes_the_slots_of_the_moment() -> None:
+    channels, numbers, dtype = 40, 16, torch.bfloat16
+    xz, dt, bc = (torch.randn(2, width).to(dtype) for width in (2 * channels, channels, 2 * numbers))
+    weight, bias, a, d = (
+        torch.randn(channels, 4),
+        torch.randn(channels),
+        -torch.rand(channels, numbers),
+        torch.ones(channels),
+    )
+    columns, states = torch.randn(6, channels, 3).to(dtype), torch.randn(6, channels, numbers)
+    read, write, fresh = torch.tensor([0, 2]), torch.tensor([1, 3]), torch.tensor([False, False])
+    starts = torch.arange(3, dtype=torch.int32)
+    weight, bias = weight.to(dtype), bias.to(dtype)
+
+    def step() -> torch.Tensor:
+        (x, z), (b, c) = xz.split_with_sizes((channels, channels), -1), bc.split_with_sizes((numbers, numbers), -1)
+        x = kernels.causal_conv(x, weight, bias, columns, read, write, starts, fresh)
+        return kernels.selective_scan(x, dt, a, b, c, d, states, read, write, starts, fresh, z, softplus=True)
+
+    _, tape = Tape.record(step)
+    assert tape is not None
+    for slots in (((1, 3), (0, 2), (False, True)), ((5, 0), (4, 2), (False, False)), ((-1, 4), (5, 3), (True, False))):
+        for tensor, values in zip((read, write, fresh), slots, strict=True):
+            tensor.copy_(torch.tensor(values))
+        xz.copy_(torch.randn(xz.shape))
+        kept = columns.clone(), states.clone()
+        found = tape.replay().clone(), columns.clone(), states.clone()
+        columns.copy_(kept[0]), states.copy_(kept[1])
+        assert all(torch.equal(*pair) for pair in zip(found, (step(), columns, states), strict=True))
+    read[0] = 6
+    fresh[0] = False
+    with pytest.raises(IndexError, match="causal_conv: a slot"):
+        tape.replay()

@@ -25,13 +25,15 @@ inline int check_sequences(const Sequences& given, int64_t sequences, int64_t to
 // The channels that one thread takes at a time: whole cache lines of a token's row, and few enough for the first cache.
 constexpr int64_t CHANNELS = 64;
 
-// Calls body(sequence, first channel, channels) for all; sequences with few tokens go together, as they share weights.
+// Calls body(sequence, first channel, channels) for all; where there is little to do for each, a thread takes several
+// that lie side by side, as memory is read quickest in its order.
 template <class Body>
 inline void share_channels(int64_t sequences, int64_t tokens, int64_t channels, int64_t work, Body body) {
     const int64_t chunk = tokens <= 2 * sequences ? 8 : 1;
-    share((channels + CHANNELS - 1) / CHANNELS * sequences, chunk, work > 32768, [&](int64_t item) {
-        const int64_t first = item / sequences * CHANNELS;
-        body(item % sequences, first, smaller(CHANNELS, channels - first));
+    const int64_t pieces = (channels + CHANNELS - 1) / CHANNELS;
+    share(pieces * sequences, chunk, work > 32768, [&](int64_t item) {
+        const int64_t first = item % pieces * CHANNELS;
+        body(item / pieces, first, smaller(CHANNELS, channels - first));
     });
 }
 

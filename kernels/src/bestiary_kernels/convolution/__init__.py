@@ -8,7 +8,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.activation import KINDS
 from bestiary_kernels.activation.reference import ACTIVATIONS
 from bestiary_kernels.convolution import reference
@@ -34,9 +34,10 @@ def causal_conv(
 
     `states` is [slots, C, K-1], in any floating dtype: the last inputs of a sequence, the latest last. A sequence
     begins with those in its slot of `read_slots` (int64 [S]), or with zeros where `fresh` (bool [S]), and leaves its
-    own in its slot of `write_slots`; the two should differ, so that a step can be done again. query_starts is int32
-    [S + 1], `act` a kind of `activation`, or None. Computed in float32, rounded once. Raises ValueError for shapes that
-    do not fit or an unknown act, IndexError for a slot outside `states`; nothing is written then.
+    own in its slot of `write_slots`; the two should differ, so that a step can be done again, and no sequence writes
+    what another reads or writes. query_starts is int32 [S + 1], `act` a kind of `activation`, or None. Computed in
+    float32, rounded once. Raises ValueError for shapes that do not fit or an unknown act, IndexError for a slot outside
+    `states`; nothing is written then. On a GPU nobody looks at slots and starts: what lies outside is not touched.
     """
     channels, taps = weight_CK.shape
     check("causal_conv", read_slots, write_slots, query_starts, fresh)
@@ -46,6 +47,11 @@ def causal_conv(
         raise ValueError(f"causal_conv: bias {tuple(bias_C.shape)} is not one number for each of {channels} channels")
     if act is not None and act not in ACTIVATIONS:
         raise ValueError(f"causal_conv: act {act!r} is unknown; choose None or one of {', '.join(ACTIVATIONS)}")
+    if (on_gpu := gpu.kernels("convolution", x_TC)) is not None:
+        found: Tensor = on_gpu.causal_conv(
+            x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh, act
+        )
+        return found
     kernels, number = library.native(x_TC), -1 if act is None else KINDS.get(act)
     dtype, kept_dtype = x_TC.dtype, states.dtype
     if (

@@ -8,7 +8,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.scan import reference
 from bestiary_kernels.states import are_known, check, fail
 
@@ -51,6 +51,11 @@ def selective_scan(
         or not (gate_TC is None or gate_TC.shape == x_TC.shape)
     ):
         raise ValueError("selective_scan: the shapes of x, dt, a, b, c, d, gate and states (float32) do not fit")
+    if (on_gpu := gpu.kernels("scan", x_TC)) is not None:
+        found: Tensor = on_gpu.selective_scan(
+            x_TC, dt_TC, a_CN, b_TN, c_TN, d_C, states, read_slots, write_slots, query_starts, fresh, gate_TC, softplus
+        )
+        return found
     kernels, is_bf16 = library.native(x_TC), library.IS_BF16.get(x_TC.dtype)
     rows = (x_TC, dt_TC, b_TN, c_TN) if gate_TC is None else (x_TC, dt_TC, b_TN, c_TN, gate_TC)
     if (
