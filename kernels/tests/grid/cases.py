@@ -1,6 +1,6 @@
 """The cases of all operations: importing a module registers its own."""
 
-from . import moe, norm
+from . import lora, moe, norm
 from .draw import CASES
 
-__all__ = ["CASES", "moe", "norm"]
+__all__ = ["CASES", "lora", "moe", "norm"]
