@@ -8,7 +8,7 @@
 #include "lora/cpu.cpp"
 #include "measure.cpp"
 #include "moe/cpu.cpp"
-#include "moe/route.cpp"
+#include "moe/router/cpu.cpp"
 #include "norm/cpu.cpp"
 #include "rotary/cpu.cpp"
 #include "sampling/cpu.cpp"

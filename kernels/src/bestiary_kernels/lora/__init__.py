@@ -5,7 +5,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-from bestiary_kernels import library
+from bestiary_kernels import gpu, library
 from bestiary_kernels.lora import reference
 
 __all__ = ["lora"]
@@ -24,7 +24,8 @@ def lora(
     what they give is rounded once, when it is added.
 
     Raises ValueError for shapes, dtypes or starts that do not fit, IndexError for a slot outside the adapters and for a
-    rank, of a slot in use, that is below 0 or above R; nothing is written then.
+    rank, of a slot in use, that is below 0 or above R; nothing is written then. On a GPU, which nobody asks, rows and
+    parts with such numbers stay as they are.
     """
     rows, columns = y_TN.shape
     slots, parts, most_rank, inputs = down_SPRK.shape
@@ -39,6 +40,9 @@ def lora(
     dtype = y_TN.dtype
     if not dtype is x_TK.dtype is down_SPRK.dtype is up_SRN.dtype:
         raise ValueError(f"lora: y, x, down and up are {dtype}, {x_TK.dtype}, {down_SPRK.dtype} and {up_SRN.dtype}")
+    if (on_gpu := gpu.kernels("lora", y_TN)) is not None:
+        on_gpu.lora(y_TN, x_TK, slots_T, down_SPRK, up_SRN, ranks_SP, starts)
+        return y_TN
     kernels, is_bf16 = library.native(y_TN), library.IS_BF16.get(dtype)
     if kernels is None or is_bf16 is None or not _is_known(y_TN, x_TK, slots_T, down_SPRK, up_SRN, ranks_SP, starts):
         function = _operator if library.is_traced(y_TN) else reference.lora

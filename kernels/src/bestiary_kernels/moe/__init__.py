@@ -14,13 +14,13 @@ from bestiary_kernels.moe import reference, sorted_moe
 
 __all__ = ["GROUP_RULES", "SCORINGS", "moe", "route"]
 
-#: What `scoring` may be, in the order of route.cpp.
+#: What `scoring` may be, in the order of router/cpu.cpp.
 SCORINGS = ("softmax", "sigmoid", "sparsemixer")
 #: What `group_by` may be.
 GROUP_RULES = ("best", "best_two")
 
 _LOGITS = len(SCORINGS)  # in place of a scoring: the softmax comes last
-_MOST_EXPERTS = 1024  # MOST_EXPERTS in route.cpp
+_MOST_EXPERTS = 1024  # MOST_EXPERTS in router/cpu.cpp
 #: From so many tokens for each expert torch's products, one expert after the other, are faster than ours (measured).
 _MANY_TOKENS = 32
 _ROUTE_CALL, _MOE_CALL = Struct("9q2d"), Struct("6q")  # RouteCall and MoeCall

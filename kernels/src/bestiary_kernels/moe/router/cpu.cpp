@@ -1,7 +1,7 @@
 // Which experts compute each token: scores, the best of the keys that they become, and the chosen ones' weights.
 #include <float.h>
 
-#include "../simd.hpp"
+#include "../../simd.hpp"
 
 namespace {
 
