@@ -80,7 +80,7 @@ class QuantisedLinear:
         """Codes and scales of some outputs, as they shall lie."""
         codes, scales = reference.quantise(weight_NK, self.bits, self.group)
         if self.form == "rows":
-            return reference.pack_rows(codes, self.bits), scales.contiguous()
+            return reference.pack_rows(codes, self.bits, self.group), scales.contiguous()
         return reference.pack(codes, self.bits), reference.pack_scales(scales)
 
     @property
@@ -123,7 +123,7 @@ class QuantisedLinear:
     def _codes_of(self, first: int, end: int) -> tuple[Tensor, Tensor]:
         """Codes and scales of the outputs first .. end; `first` begins a block."""
         if self.form == "rows":
-            codes = reference.unpack_rows(self._codes[first:end], self.bits, self.inputs)
+            codes = reference.unpack_rows(self._codes[first:end], self.bits, self.group, self.inputs)
             return codes, self._scales[first:end]
         blocks = slice(first // reference.COLUMNS, -(-end // reference.COLUMNS))
         codes = reference.unpack(self._codes[blocks], self.bits, end - first, self.inputs)

@@ -17,7 +17,7 @@ struct QuantisedCall {
 namespace quantised {
 
 // Outputs of a block, steps of a tile, and rows that one pass over the weight takes.
-constexpr int COLUMNS = 64, TILE = 64, MOST_ROWS = 128, VECTORS = COLUMNS / W;
+constexpr int COLUMNS = 64, TILE = 64, MOST_ROWS = 128, DIRECT_ROWS = 6, VECTORS = COLUMNS / W;
 // What the registers hold: rows and vectors of outputs.
 constexpr int ROWS = W == 16 ? 6 : 4, WIDE = W == 16 ? 4 : 2;
 // Multiplications below which a region costs more than it gains.
@@ -51,7 +51,9 @@ template <class T> struct Meeting {
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) Codes<bits>::take(at, v, to[v], to[VECTORS + v]);
     }
-    static Operand spread(const T* x, int part) { return splat(to_float(x[part])); }
+    typedef float Input;  // what is spread over all lanes
+    static Input input(const T* x, int part) { return to_float(x[part]); }
+    static Operand spread(Input x) { return splat(x); }
     static Floats add(Floats sum, Operand w, Operand x) { return sum + w * x; }
 };
 
@@ -84,7 +86,9 @@ template <> struct Meeting<bf16> {
                                                int16_t(0xc080), int16_t(0xc040), int16_t(0xc000), int16_t(0xbf80));
         return _mm512_broadcast_i64x4(half);
     }
-    static Operand spread(const bf16* x, int) { return (Operand)_mm512_set1_epi32(read_as<int>(x)); }
+    typedef int Input;
+    static Input input(const bf16* x, int) { return read_as<int>(x); }
+    static Operand spread(Input x) { return (Operand)_mm512_set1_epi32(x); }
     static Floats add(Floats sum, Operand w, Operand x) { return (Floats)_mm512_dpbf16_ps((__m512)sum, w, x); }
 };
 #endif
@@ -92,31 +96,61 @@ template <> struct Meeting<bf16> {
 template <class T, int bits> struct Product {
     typedef Meeting<T> How;
     typedef typename How::Operand Operand;
+    typedef typename How::Input Input;
     static constexpr int STEP_OPERANDS = How::PARTS * VECTORS;
+
+    struct Tile {
+        const Operand* at;
+        void take(int64_t step, int part, int first, Operand* w) const {
+#pragma GCC unroll 4
+            for (int c = 0; c < WIDE; ++c) w[c] = at[step * STEP_OPERANDS + part * VECTORS + first + c];
+        }
+    };
+    struct Direct {
+        const char* at;
+        void take(int64_t step, int, int, Operand* w) const {
+            const char* const here = at + step * Codes<bits>::BYTES;
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(here + 4096 + line);
+            How::template widen_step<bits>(here, w);
+        }
+    };
+
+    struct Rows {
+        const T* at;
+        int64_t stride;
+        template <int some> Input take(int64_t step, int part, int row) const {
+            return How::input(at + row * stride + 2 * step, part);
+        }
+    };
+    struct Packed {
+        const Input* at;
+        template <int some> Input take(int64_t step, int part, int row) const {
+            return at[(step * How::PARTS + part) * some + row];
+        }
+    };
 
     const QuantisedCall& call;
     const T* x;
     T* y;
     int64_t rows, steps, blocks, pieces;
+    Input* inputs = nullptr;      // x by groups of rows, in each [steps, parts, rows], where it is not read as it is
     float* partial = nullptr;     // [blocks, pieces, rows, 64], where there are several pieces
     int32_t* finished = nullptr;  // pieces of each block
 
-    int64_t span() const { return bits == 8 ? TILE : call.group / 2; }
+    int64_t span() const { return bits == 8 ? TILE : smaller<int64_t>(TILE, call.group / 2); }
 
     // sums[row] += scales * (x[row] . tile) over some steps that have their scales in common.
-    template <int some> void add_span(const Operand* tile, const T* from, int64_t n, const float* scales,
-                                      float* sums) const {
+    template <int some, class Source, class From>
+    void add_span(Source source, From from, int64_t n, const float* scales, float* sums) const {
         for (int first = 0; first < VECTORS; first += WIDE) {
             Floats local[some][WIDE] = {};
-            const Operand* at = tile + first;
             for (int64_t step = 0; step < n; ++step)
-                for (int part = 0; part < How::PARTS; ++part, at += VECTORS) {
+                for (int part = 0; part < How::PARTS; ++part) {
                     Operand w[WIDE];
-#pragma GCC unroll 4
-                    for (int c = 0; c < WIDE; ++c) w[c] = at[c];
+                    source.take(step, part, first, w);
 #pragma GCC unroll 8
                     for (int r = 0; r < some; ++r) {
-                        const Operand v = How::spread(from + r * call.inputs + 2 * step, part);
+                        const Operand v = How::spread(from.template take<some>(step, part, r));
 #pragma GCC unroll 4
                         for (int c = 0; c < WIDE; ++c) local[r][c] = How::add(local[r][c], w[c], v);
                     }
@@ -129,7 +163,8 @@ template <class T, int bits> struct Product {
         }
     }
 
-    void add_rows(int64_t some, const Operand* tile, const T* from, int64_t n, const float* scales, float* sums) const {
+    template <class Source, class From>
+    void add_rows(int64_t some, Source tile, From from, int64_t n, const float* scales, float* sums) const {
         switch (some) {
             case 1: return add_span<1>(tile, from, n, scales, sums);
             case 2: return add_span<2>(tile, from, n, scales, sums);
@@ -144,7 +179,7 @@ template <class T, int bits> struct Product {
     const float* scales_of(int64_t block, int64_t step, int64_t spans, float* room) const {
         if constexpr (bits == 8) return (const float*)call.scales + block * COLUMNS;
         const int64_t groups = (call.inputs + call.group - 1) / call.group;
-        const bf16* const from = (const bf16*)call.scales + (block * groups + step / span()) * COLUMNS;
+        const bf16* const from = (const bf16*)call.scales + (block * groups + 2 * step / call.group) * COLUMNS;
         for (int64_t i = 0; i < spans * COLUMNS; i += W) store(room + i, load(from + i));
         return room;
     }
@@ -154,21 +189,41 @@ template <class T, int bits> struct Product {
         alignas(64) Operand tile[TILE * STEP_OPERANDS];
         alignas(64) float room[bits == 8 ? 1 : TILE / 4 * COLUMNS];
         const char* at = (const char*)call.weight + (block * steps + first) * Codes<bits>::BYTES;
-        for (int64_t step = first; step < end; ++step, at += Codes<bits>::BYTES) {
-            for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(at + 4096 + line);
-            How::template widen_step<bits>(at, tile + (step - first) * STEP_OPERANDS);
-        }
         const int64_t width = span(), spans = (end - first + width - 1) / width;
         const float* const scales = scales_of(block, first, spans, room);
+        if constexpr (How::PARTS == 1)
+            if (rows <= DIRECT_ROWS) {
+                for (int64_t s = 0; s < spans; ++s) {
+                    const int64_t step = s * width, n = smaller(width, end - first - step);
+                    add_rows(rows, Direct{at + step * Codes<bits>::BYTES}, Rows{x + 2 * (first + step), call.inputs}, n, scales + s * COLUMNS, sums);
+                }
+                return;
+            }
+        for (int64_t step = first; step < end; ++step, at += Codes<bits>::BYTES) {
+            // A tile ahead: it comes while the rows take their turns.
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64)
+                __builtin_prefetch(at + TILE * Codes<bits>::BYTES + line);
+            How::template widen_step<bits>(at, tile + (step - first) * STEP_OPERANDS);
+        }
         const int64_t groups = (rows + ROWS - 1) / ROWS;
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
             for (int64_t s = 0; s < spans; ++s) {
                 const int64_t step = s * width, n = smaller(width, end - first - step);
-                add_rows(some, tile + step * STEP_OPERANDS, x + row * call.inputs + 2 * (first + step), n,
+                add_rows(some, Tile{tile + step * STEP_OPERANDS},
+                         Packed{inputs + (row * steps + (first + step) * some) * How::PARTS}, n,
                          scales + s * COLUMNS, sums + row * COLUMNS);
             }
         }
+    }
+
+    void pack(int64_t group) const {
+        const int64_t groups = (rows + ROWS - 1) / ROWS;
+        const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
+        Input* to = inputs + row * steps * How::PARTS;
+        for (int64_t step = 0; step < steps; ++step)
+            for (int part = 0; part < How::PARTS; ++part)
+                for (int64_t r = 0; r < some; ++r) *to++ = How::input(x + (row + r) * call.inputs + 2 * step, part);
     }
 
     void write_block(int64_t block, const float* sums) const {
@@ -209,14 +264,16 @@ template <class T, int bits> struct Product {
     int run() {
         const int64_t wanted = 8 * omp_get_max_threads(), tiles = (steps + TILE - 1) / TILE;
         pieces = blocks < wanted ? smaller((wanted + blocks - 1) / blocks, tiles) : 1;
-        if (pieces > 1) {
-            const size_t size = size_t(blocks * pieces * rows * COLUMNS) * sizeof *partial;
-            partial = (float*)scratch(size + size_t(blocks) * sizeof *finished);
-            if (!partial) return NO_MEMORY;
-            finished = (int32_t*)((char*)partial + size);
-            memset(finished, 0, size_t(blocks) * sizeof *finished);
-        }
+        const bool packs = How::PARTS > 1 || rows > DIRECT_ROWS;
+        const int64_t num_inputs = packs ? rows * steps * How::PARTS : 0;
+        const int64_t num_sums = pieces > 1 ? blocks * pieces * rows * COLUMNS : 0;
+        partial = (float*)scratch(size_t(num_inputs + num_sums + blocks) * 4);
+        if (!partial) return NO_MEMORY;
+        inputs = (Input*)(partial + num_sums);
+        finished = (int32_t*)(inputs + num_inputs);
+        memset(finished, 0, size_t(blocks) * sizeof *finished);
         const Product& all = *this;
+        if (packs) share((rows + ROWS - 1) / ROWS, 1, num_inputs > WORTH_SHARING / 8, [&](int64_t group) { all.pack(group); });
         share(blocks * pieces, 1, blocks * steps * 2 * COLUMNS * rows > WORTH_SHARING,
               [&](int64_t number) { all.unit(number); });
         return OK;

@@ -84,17 +84,23 @@ def unpack_scales(packed: Tensor, outputs: int) -> Tensor:
     return packed.transpose(1, 2).flatten(0, 1)[:outputs]
 
 
-def pack_rows(codes_NK: Tensor, bits: int) -> Tensor:
-    """Codes row by row as a GPU reads them: int8 [N, K], or bytes [N, ceil(K / 2)] whose low half is the even input."""
+def pack_rows(codes_NK: Tensor, bits: int, group: int) -> Tensor:
+    """Codes row by row as a GPU reads them: int8 [N, K], or bytes [N, G * group / 2].
+
+    The low half of a byte is an input of the first half of its group, the high one that of the second half.
+    """
     if bits == 8:
         return codes_NK.contiguous()
-    whole = functional.pad(codes_NK, (0, codes_NK.shape[1] % 2)).view(torch.uint8)
-    return _two_in_one(whole[:, ::2], whole[:, 1::2])
+    whole = functional.pad(codes_NK, (0, -codes_NK.shape[1] % group)).view(torch.uint8)
+    halves = whole.unflatten(1, (-1, 2, group // 2))
+    return _two_in_one(halves[:, :, 0], halves[:, :, 1]).flatten(1)
 
 
-def unpack_rows(packed: Tensor, bits: int, inputs: int) -> Tensor:
+def unpack_rows(packed: Tensor, bits: int, group: int, inputs: int) -> Tensor:
     """The codes int8 [N, K] that `pack_rows` was given."""
-    return packed if bits == 8 else torch.stack(_one_by_one(packed), 2).flatten(1)[:, :inputs]
+    if bits == 8:
+        return packed
+    return torch.stack(_one_by_one(packed.unflatten(1, (-1, group // 2))), 2).flatten(1)[:, :inputs]
 
 
 def _two_in_one(low: Tensor, high: Tensor) -> Tensor:
