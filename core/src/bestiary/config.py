@@ -13,6 +13,7 @@ from bestiary.installed import preferences
 __all__ = ["EngineConfig", "cache_home"]
 
 EXECUTORS = ("auto", "mp", "ray")
+FORMATS = ("int8", "int4")
 DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
 
 
@@ -41,6 +42,8 @@ class EngineConfig:
     load_format: str = "auto"
     #: auto (what config.json says), bfloat16, float16 (half), float32 (float).
     dtype: str = "auto"
+    #: Store the matrices of the layers as whole numbers of so many bits: int8, int4. None: in `dtype`.
+    quantization: str | None = None
     #: auto (cuda where there is one), cpu, cuda, cuda:1, ...
     device: str = "auto"
     #: Longest prompt plus answer, in tokens; None: what the model was made for, or what the cache holds.
@@ -151,6 +154,8 @@ class EngineConfig:
             raise SettingError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.load_format not in ("auto", "dummy"):
             raise SettingError(f"load_format={self.load_format!r}: choose 'auto' or 'dummy'")
+        if self.quantization is not None and self.quantization not in FORMATS:
+            raise SettingError(f"quantization={self.quantization!r}: choose one of {', '.join(FORMATS)}, or None")
         self._check_nodes()
         if self.generation_config not in ("auto", "none"):
             raise SettingError(f"generation_config={self.generation_config!r}: choose 'auto' or 'none'")

@@ -1,4 +1,6 @@
-"""From a description to a model that runs: describe, keep this stage, cut, allocate, fill, pack. Knows no architecture.
+"""From a description to a model that runs: describe, choose formats, keep this stage, cut, allocate, fill, pack.
+
+Knows no architecture.
 
 Every pass is one function over the tree, and `build` is their fixed order. None of them is called by a plugin.
 """
@@ -14,17 +16,19 @@ from torch import Tensor
 
 from bestiary import registry
 from bestiary.architecture import Architecture
-from bestiary.blocks import Decoder, Head, Kept, Kind, Leaf, Mixer, Rope
+from bestiary.blocks import Decoder, Format, Head, Kept, Kind, Leaf, Linear, Mixer, Rope
 from bestiary.blocks.leaf import Block
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
-from bestiary.errors import ConfigUnsupported, PluginBroken
+from bestiary.errors import ConfigUnsupported, PluginBroken, SettingError
 from bestiary.parallel import Mesh
+from bestiary_kernels import PackedLinear
 
 __all__ = [
     "Described",
     "ModelModule",
     "Other",
     "build",
+    "choose_device",
     "choose_dtype",
     "describe",
     "is_elsewhere",
@@ -36,6 +40,7 @@ __all__ = [
     "num_parameters",
     "part",
     "processor",
+    "quantise",
 ]
 
 
@@ -122,9 +127,11 @@ def build(
     device: torch.device,
     length: int,
     mesh: Mesh | None = None,
+    quantization: str | None = None,
 ) -> Decoder:
     """Make a described tree run on this rank, for contexts of up to `length` tokens; random without a checkpoint."""
     groups = kinds(keeps(model))
+    quantise(model, quantization)
     part(model, mesh or Mesh())
     _allocate(model, dtype, device)
     _number_caches(model, groups)
@@ -143,6 +150,18 @@ def part(model: Decoder, mesh: Mesh) -> None:
     _cut(model, mesh)
 
 
+def quantise(model: Decoder, quantization: str | None) -> None:
+    """Have the matrices of the layers stored in a format. Embedding, head, norms and experts keep the model's dtype.
+
+    So does whatever decides where a token goes. A matrix takes its format when it is filled, one after the other.
+    """
+    if quantization is None:
+        return
+    for block in model.layers.modules():
+        if isinstance(block, Linear) and not block.exact:
+            block.format = cast(Format, quantization)
+
+
 def choose_dtype(setting: str, file: ConfigFile) -> torch.dtype:
     """The dtype of weights and cache: the setting, else what config.json says, else float32."""
     name = {"half": "float16", "float": "float32", "auto": file.dtype or "float32"}.get(setting, setting)
@@ -152,6 +171,21 @@ def choose_dtype(setting: str, file: ConfigFile) -> torch.dtype:
             f"{file.path}: dtype {name!r} cannot be served as it is; choose one with dtype=bfloat16 or float32"
         )
     return dtype
+
+
+def choose_device(setting: str) -> torch.device:
+    """The device for a setting: auto takes a GPU where there is one. Raises SettingError for one that is not there."""
+    if setting == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError:
+        raise SettingError(f"device={setting!r}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(
+            f"device={setting!r}: this machine, or this build of torch, has no CUDA device; use device='cpu'"
+        )
+    return device
 
 
 def num_parameters(model: Decoder) -> int:
@@ -249,7 +283,7 @@ def _pack(model: Decoder) -> None:
         tied.weight = model.embed.weight
     for _, leaf in leaves(model):
         leaf.pack()
-    if tied is not None and tied.packed is not None:
+    if tied is not None and isinstance(tied.packed, PackedLinear):
         model.embed.share(tied.packed)
     for block in model.modules():
         if isinstance(block, Block):

@@ -24,7 +24,7 @@ from bestiary.parallel import Mesh
 from bestiary.replay import Replays
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs, sample, top_logprobs
 
-__all__ = ["Runner", "StepResult", "StepRow", "choose_device"]
+__all__ = ["Runner", "StepResult", "StepRow"]
 
 
 #: Vectors of the items seen last that are kept, so that a prompt in chunks, or asked again, is encoded once.
@@ -84,7 +84,7 @@ class Runner:
         self._adapters: dict[str, dict[str, list[Update]]] = {}
         self._seated: dict[int, str] = {}
         file = ConfigFile.load(folder)
-        self.device = choose_device(config.device)
+        self.device = model.choose_device(config.device)
         dtype = model.choose_dtype(config.dtype, file)
         self._dtype = dtype
         tree, self._names, others = model.describe(architecture, file)
@@ -96,7 +96,14 @@ class Runner:
             raise SettingError(f"max_model_len={config.max_model_len}: the model was made for {tree.context} tokens")
         longest = config.max_model_len or tree.context
         build = partial(
-            model.build, tree, self._names, dtype=dtype, device=self.device, length=longest, mesh=self._mesh
+            model.build,
+            tree,
+            self._names,
+            dtype=dtype,
+            device=self.device,
+            length=longest,
+            mesh=self._mesh,
+            quantization=config.quantization,
         )
         self._model = build(None) if config.load_format == "dummy" else _filled(build, folder, others)
         kept = model.keeps(self._model)
@@ -108,8 +115,8 @@ class Runner:
         self.encoding = Encoding(encoder, _ENCODED, dtype, self.device)
         self._replays: Replays | None = None
         if kinds == Replays.KINDS and self._mesh.is_alone:
-            parts = self._model, self._caches, self.block_size, self.max_model_len, self._lanes, self.device
-            self._replays = Replays(*parts)
+            where = self.block_size, self.max_model_len, self._lanes, self.device
+            self._replays = Replays(self._model, self._caches, *where)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time.
@@ -344,21 +351,6 @@ def _axes_of(row: StepRow, num_axes: int) -> Tensor:
     known = torch.empty(num_axes, 0, dtype=torch.int64) if own is None else own[:, start:end]
     first = start + known.shape[1]
     return torch.cat((known, (torch.arange(first, end) + row.inputs.shift).expand(num_axes, -1)), 1)
-
-
-def choose_device(setting: str) -> torch.device:
-    """The device for a setting: auto takes a GPU where there is one. Raises SettingError for one that is not there."""
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(setting)
-    except RuntimeError:
-        raise SettingError(f"device={setting!r}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(
-            f"device={setting!r}: this machine, or this build of torch, has no CUDA device; use device='cpu'"
-        )
-    return device
 
 
 def _is_decode(rows: Sequence[StepRow]) -> bool:

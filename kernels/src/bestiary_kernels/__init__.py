@@ -16,6 +16,7 @@ from bestiary_kernels.lora import lora
 from bestiary_kernels.measure import matmul_flops, read_bandwidth
 from bestiary_kernels.moe import moe, route
 from bestiary_kernels.norm import add_layer_norm, add_rms_norm
+from bestiary_kernels.quantised import QuantisedLinear, dequantise, quantise
 from bestiary_kernels.rotary import rotary, rotary_cache_write
 from bestiary_kernels.sampling import draw
 from bestiary_kernels.scan import selective_scan
@@ -25,6 +26,7 @@ __all__ = [
     "Arena",
     "Graph",
     "PackedLinear",
+    "QuantisedLinear",
     "Status",
     "Tape",
     "activation",
@@ -32,6 +34,7 @@ __all__ = [
     "add_rms_norm",
     "cache_write",
     "causal_conv",
+    "dequantise",
     "draw",
     "embedding",
     "gated_activation",
@@ -41,6 +44,7 @@ __all__ = [
     "matmul_flops",
     "moe",
     "paged_attention",
+    "quantise",
     "read_bandwidth",
     "rotary",
     "rotary_cache_write",

@@ -10,6 +10,7 @@
 #include "moe/cpu.cpp"
 #include "moe/router/cpu.cpp"
 #include "norm/cpu.cpp"
+#include "quantised/cpu.cpp"
 #include "rotary/cpu.cpp"
 #include "sampling/cpu.cpp"
 #include "scan/cpu.cpp"

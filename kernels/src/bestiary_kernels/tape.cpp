@@ -56,6 +56,7 @@ inline int run(const Recorded& entry) {
         case 14: return call(VARIANT_NAME(VARIANT, moe), entry.arguments);
         case 15: return call(VARIANT_NAME(VARIANT, causal_conv), entry.arguments);
         case 16: return call(VARIANT_NAME(VARIANT, selective_scan), entry.arguments);
+        case 17: return call(VARIANT_NAME(VARIANT, quantised_linear), entry.arguments);
     }
     return BAD_ROW;
 }

@@ -38,6 +38,7 @@ _OPERATIONS = (
     "moe",
     "causal_conv",
     "selective_scan",
+    "quantised_linear",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

@@ -12,7 +12,7 @@ import torch
 from bestiary.executor import link, wire
 from bestiary.executor.frames import WorkerChannel
 from bestiary.executor.worker import serve
-from bestiary.runner import choose_device
+from bestiary.model import choose_device
 
 __all__ = ["main"]
 

@@ -16,7 +16,7 @@ _CHANNELS = 64
 
 
 @triton.jit
-def _act(x, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
+def _act(x, ACT: tl.constexpr):
     if ACT == "silu":
         x = x * tl.sigmoid(x)
     elif ACT == "gelu":
@@ -34,7 +34,7 @@ def _act(x, ACT: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _place(query_starts, sequences, TOKENS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _place(query_starts, sequences, TOKENS: tl.constexpr):
     """The sequence that this program works for, and which of its blocks of tokens: each has one more than it fills."""
     program = tl.program_id(0)
     low, high = program * 0, sequences
@@ -58,7 +58,7 @@ def _inputs(x, before, source, is_wanted, begin, new, kept, channel, channels, x
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "slots"])
-def _causal_conv(  # type: ignore[no-untyped-def]
+def _causal_conv(
     x,
     weight,
     bias,

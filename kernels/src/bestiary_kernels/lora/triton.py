@@ -26,7 +26,7 @@ def _rank(ranks, slot, part, parts, most_rank):
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _shrink_row(  # type: ignore[no-untyped-def]
+def _shrink_row(
     x,
     slots,
     down,
@@ -66,7 +66,7 @@ def _shrink_row(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _expand_row(  # type: ignore[no-untyped-def]
+def _expand_row(
     y,
     slots,
     up,
@@ -110,7 +110,7 @@ def _expand_row(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _shrink_tile(  # type: ignore[no-untyped-def]
+def _shrink_tile(
     x,
     slots,
     down,
@@ -153,7 +153,7 @@ def _shrink_tile(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _expand_tile(  # type: ignore[no-untyped-def]
+def _expand_tile(
     y,
     slots,
     up,

@@ -17,7 +17,7 @@ _TOGETHER = 8
 
 
 @triton.jit(do_not_specialize=["choices"])
-def _sort(experts, order, starts, choices, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _sort(experts, order, starts, choices, count, BLOCK: tl.constexpr):
     """A program an expert: its choices, in their order, behind those of the experts before it."""
     expert = tl.program_id(0)
     at = tl.arange(0, BLOCK)
@@ -37,7 +37,7 @@ def _sort(experts, order, starts, choices, count, BLOCK: tl.constexpr):  # type:
 
 
 @triton.jit
-def _tile(starts, tiles, columns, count, COUNT: tl.constexpr, ROWS: tl.constexpr, TOGETHER: tl.constexpr):  # type: ignore[no-untyped-def]
+def _tile(starts, tiles, columns, count, COUNT: tl.constexpr, ROWS: tl.constexpr, TOGETHER: tl.constexpr):
     """This program's expert, the first of its places and where the expert's end, and its block of columns.
 
     A program too many gets places that end before they begin.
@@ -58,7 +58,7 @@ def _tile(starts, tiles, columns, count, COUNT: tl.constexpr, ROWS: tl.constexpr
 
 
 @triton.jit
-def _activated(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
+def _activated(x, KIND: tl.constexpr):
     if KIND == "silu":
         y = x / (1 + tl.exp(-x))
     elif KIND == "gelu":
@@ -72,7 +72,7 @@ def _activated(x, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["tiles"])
-def _hide(  # type: ignore[no-untyped-def]
+def _hide(
     x,
     gate_up,
     hidden,
@@ -118,7 +118,7 @@ def _hide(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["tiles"])
-def _say(  # type: ignore[no-untyped-def]
+def _say(
     hidden,
     down,
     said,
@@ -154,7 +154,7 @@ def _say(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _add(said, weights, experts, y, top_k, count, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _add(said, weights, experts, y, top_k, count, width, BLOCK: tl.constexpr):
     """Some columns of a token: the sum of what its experts say, in their order."""
     pieces = tl.cdiv(width, BLOCK)
     token = (tl.program_id(0) // pieces).to(tl.int64)

@@ -25,7 +25,7 @@ def _softplus(x):
 
 
 @triton.jit
-def _rows(  # type: ignore[no-untyped-def]
+def _rows(
     x, dt, b, c, gate, token, x_stride, dt_stride, b_stride, c_stride, gate_stride, channel, number, end,
     channels, numbers, HAS_GATE: tl.constexpr,
 ):  # fmt: skip
@@ -44,7 +44,7 @@ def _rows(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["tokens", "slots"])
-def _selective_scan(  # type: ignore[no-untyped-def]
+def _selective_scan(
     x,
     dt,
     a,

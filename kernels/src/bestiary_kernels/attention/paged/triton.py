@@ -19,7 +19,7 @@ _JOINED = tl.constexpr(16)
 
 
 @triton.jit
-def _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+def _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr):
     """Tiles of queries, and tiles of keys that each of them may see, of the sequences `at`."""
     there = at < sequences
     begin = tl.maximum(tl.load(starts + at, mask=there, other=0).to(tl.int32), 0)
@@ -90,7 +90,7 @@ def _scored(scores, key, scale, softcap, slope):
 
 
 @triton.jit
-def _seen(key, there, position, prefix, lows, highs, window, CAUSAL: tl.constexpr):  # type: ignore[no-untyped-def]
+def _seen(key, there, position, prefix, lows, highs, window, CAUSAL: tl.constexpr):
     """Which keys a row sees."""
     seen = there[None, :]
     if CAUSAL:
@@ -107,7 +107,7 @@ def _seen(key, there, position, prefix, lows, highs, window, CAUSAL: tl.constexp
 
 
 @triton.jit
-def _step(  # type: ignore[no-untyped-def]
+def _step(
     start, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
     k_strides, v_strides, low, high, blocks, scale, softcap, window,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr,
@@ -156,7 +156,7 @@ def _step(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _swept(  # type: ignore[no-untyped-def]
+def _swept(
     start, end, low, high, first, context, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
     k_strides, v_strides, blocks, scale, softcap, window,
     CAUSAL: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
@@ -189,7 +189,7 @@ def _swept(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr):  # type: ignore[no-untyped-def]
+def _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr):
     """The keys that any row of a tile sees, from which to before which; its first query stands at `first`."""
     low, high = first * 0, context
     if CAUSAL:
@@ -207,7 +207,7 @@ def _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL: 
 
 
 @triton.jit
-def _pieces(x, real, CUT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr):  # type: ignore[no-untyped-def]
+def _pieces(x, real, CUT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr):
     """The rows at `x`, up to CUT and from there on."""
     d = tl.arange(0, BLOCK_D)
     before = tl.load(x[:, None] + d[None, :], mask=real[:, None] & (d < CUT)[None, :], other=0.0)
@@ -219,7 +219,7 @@ def _pieces(x, real, CUT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "pages", "reach", "extra", "fill", "window"])
-def attend(  # type: ignore[no-untyped-def]
+def attend(
     q, k_cache, v_cache, out, parts, sums, tables, starts, lengths, slopes, visible, ranges,
     q_strides, k_strides, v_strides, out_strides, scale, softcap, window,
     tokens, sequences, blocks, pages, reach, extra, fill,
@@ -278,7 +278,7 @@ def attend(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "pages", "reach", "extra", "fill"])
-def join(  # type: ignore[no-untyped-def]
+def join(
     parts, sums, out, starts, lengths, out_strides, tokens, sequences, pages, reach, extra, fill,
     GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, VALUES: tl.constexpr, LEAST: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,

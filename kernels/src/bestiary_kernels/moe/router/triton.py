@@ -26,7 +26,7 @@ def _first_best(keys, index):
 
 
 @triton.jit
-def _scores(x, WAY: tl.constexpr):  # type: ignore[no-untyped-def]
+def _scores(x, WAY: tl.constexpr):
     y = x
     if WAY == "sigmoid":
         y = 1 / (1 + tl.exp(-x))
@@ -37,7 +37,7 @@ def _scores(x, WAY: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _group_values(keys, index, BY_TWO: tl.constexpr):  # type: ignore[no-untyped-def]
+def _group_values(keys, index, BY_TWO: tl.constexpr):
     best = tl.max(keys, 1)
     if BY_TWO:
         first = tl.min(tl.where(keys == best[:, None], index, 2147483647), 1)
@@ -46,7 +46,7 @@ def _group_values(keys, index, BY_TWO: tl.constexpr):  # type: ignore[no-untyped
 
 
 @triton.jit
-def _route(  # type: ignore[no-untyped-def]
+def _route(
     logits,
     bias,
     weights,
