@@ -6,12 +6,12 @@ each, always runs the same kernels on the same memory; only what lies in its inp
 
 from array import array
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bestiary.batch import Batch, Pages
+from bestiary.batch import Batch, Pages, Slots
 from bestiary.blocks import Decoder, Kind, Lanes
 from bestiary_kernels import Arena, Tape
 from bestiary_kernels.linear import MOST_ROWS
@@ -42,19 +42,17 @@ class _DecodeRow(Protocol):
 class Replays:
     """A recording for each number of rows, made when it is first needed."""
 
-    #: The groups of layers of models that can be recorded: one, that keeps every token.
-    KINDS: ClassVar[list[Kind]] = [Kind()]
-
     def __init__(
         self,
         model: Decoder,
         caches: Sequence[tuple[Tensor, ...]],
+        kinds: Sequence[Kind],
         block_size: int,
         longest: int,
         lanes: Lanes,
     ) -> None:
         self._lanes = lanes
-        self._model, self._caches, self._block_size = model, caches, block_size
+        self._model, self._caches, self._kinds, self._block_size = model, caches, kinds, block_size
         self._most_blocks = -(-longest // block_size)
         self._steps: dict[int, _Step | None] = {}
         self._arena = Arena()
@@ -66,7 +64,7 @@ class Replays:
         """
         n = len(rows)
         if n not in self._steps:
-            step = _Step(n, self._most_blocks, self._block_size, self._caches)
+            step = _Step(n, self._kinds, self._most_blocks, self._block_size, self._caches)
             step.write(rows)
             self._lanes.set({"tokens": step.adapters, "outputs": step.adapters})
             found, step.tape = Tape.record(lambda: self._model.logits(self._model(step.batch)), self._arena)
@@ -83,33 +81,74 @@ class Replays:
         self._steps.clear()
 
     @staticmethod
+    def suits(kinds: Sequence[Kind]) -> bool:
+        """Steps can be recorded of models with these groups of layers: such as look at nothing but their own tokens."""
+        return all(kind.crossed is None for kind in kinds)
+
+    @staticmethod
     def takes(num_rows: int) -> bool:
         """Steps of this size are worth a recording."""
         return num_rows <= MOST_ROWS
 
 
+class _PagedRows:
+    """Where the tokens of `n` rows are kept by one group of layers, in memory that stays where it is."""
+
+    def __init__(self, n: int, most_blocks: int, block_size: int) -> None:
+        self._most_blocks, self._block_size = most_blocks, block_size
+        self._tables, self._slots = array("i", [0] * n * most_blocks), array("q", [0] * n)
+        self.pages = Pages(
+            torch.frombuffer(self._tables, dtype=torch.int32).view(n, most_blocks),
+            torch.frombuffer(self._slots, dtype=torch.int64),
+        )
+
+    def write(self, i: int, start: int, blocks: Sequence[int]) -> None:
+        """Row i has these blocks, and its token comes at `start`."""
+        size, first = self._block_size, i * self._most_blocks
+        self._slots[i] = blocks[start // size] * size + start % size
+        self._tables[first : first + len(blocks)] = array("i", blocks)
+
+
+class _StateRows:
+    """Where the states of `n` rows are kept by one group of layers, in memory that stays where it is."""
+
+    def __init__(self, n: int) -> None:
+        self._read, self._write = array("q", [0] * n), array("q", [0] * n)
+        self._fresh = bytearray(n)
+        read, write = (torch.frombuffer(slots, dtype=torch.int64) for slots in (self._read, self._write))
+        self.slots = Slots(read, write, torch.frombuffer(self._fresh, dtype=torch.bool))
+
+    def write(self, i: int, start: int, blocks: Sequence[int]) -> None:
+        """Row i reads the first of these slots and writes the second; at the start of its sequence there is nothing."""
+        self._read[i], self._write[i] = blocks
+        self._fresh[i] = start == 0
+
+
 class _Step:
     """The input of a step of `n` rows, in memory that stays where it is."""
 
-    def __init__(self, n: int, most_blocks: int, block_size: int, caches: Sequence[tuple[Tensor, ...]]) -> None:
+    def __init__(
+        self,
+        n: int,
+        kinds: Sequence[Kind],
+        most_blocks: int,
+        block_size: int,
+        caches: Sequence[tuple[Tensor, ...]],
+    ) -> None:
         self.tape: Tape | None = None
-        self._block_size, self._most_blocks = block_size, most_blocks
-        self._tokens, self._positions, self._slots = (array("q", [0] * n) for _ in range(3))
-        self._adapters = array("i", [-1] * n)
+        self._tokens, self._positions = (array("q", [0] * n) for _ in range(2))
+        self._adapters, self._lengths = array("i", [-1] * n), array("i", [0] * n)
         self.adapters = torch.frombuffer(self._adapters, dtype=torch.int32)
-        self._lengths, self._tables = array("i", [0] * n), array("i", [0] * n * most_blocks)
+        paged = {g: _PagedRows(n, most_blocks, block_size) for g, kind in enumerate(kinds) if kind.fixed is None}
+        states = {g: _StateRows(n) for g, kind in enumerate(kinds) if kind.fixed is not None}
+        self._groups: list[tuple[int, _PagedRows | _StateRows]] = [*paged.items(), *states.items()]
         self.batch = Batch(
             token_ids=torch.frombuffer(self._tokens, dtype=torch.int64),
             positions=torch.frombuffer(self._positions, dtype=torch.int64),
             query_starts=torch.arange(n + 1, dtype=torch.int32),
             context_lens=torch.frombuffer(self._lengths, dtype=torch.int32),
-            pages={
-                0: Pages(
-                    torch.frombuffer(self._tables, dtype=torch.int32).view(n, most_blocks),
-                    torch.frombuffer(self._slots, dtype=torch.int64),
-                )
-            },
-            states={},
+            pages={g: rows.pages for g, rows in paged.items()},
+            states={g: rows.slots for g, rows in states.items()},
             output_rows=None,
             caches=caches,
         )
@@ -117,9 +156,8 @@ class _Step:
     def write(self, rows: Sequence[_DecodeRow]) -> None:
         """Put the rows where the recorded kernels read them."""
         for i, row in enumerate(rows):
-            start, blocks = row.start, row.blocks[0]
+            start = row.start
             self._tokens[i], self._positions[i], self._lengths[i] = row.tokens[0], start, start + 1
             self._adapters[i] = row.adapter
-            self._slots[i] = blocks[start // self._block_size] * self._block_size + start % self._block_size
-            first = i * self._most_blocks
-            self._tables[first : first + len(blocks)] = array("i", blocks)
+            for g, group in self._groups:
+                group.write(i, start, row.blocks[g])
