@@ -8,6 +8,7 @@ import torch
 
 import bestiary_kernels as kernels
 from bestiary import LLM, SamplingParams
+from bestiary.testing.recipe import randomise
 from bestiary.testing.tiny import tiny_checkpoint
 
 #: Where matrices of bfloat16 are kernels of ours, a step is recorded; elsewhere it must run as well, unrecorded.
@@ -50,7 +51,7 @@ def test_decode_steps_of_few_rows_are_recorded_once_for_each_number_of_rows(fold
     llm.generate(["a"], params, use_tqdm=False)
     steps = llm.engine.executor.runner._replays._steps  # type: ignore[attr-defined]
     assert sorted(steps) == [1, 3]
-    assert all(step is not None for step in steps.values())
+    assert all(recording is not None for _, recording in steps.values())
 
 
 def test_float32_runs_unrecorded_where_onednn_has_the_matrices(tmp_path: Path) -> None:
@@ -85,3 +86,49 @@ def test_steps_of_sizes_that_are_not_captured_get_rows_that_come_to_nothing(tmp_
             assert found[0] == wanted[0]
             assert found[1] == pytest.approx(wanted[1], abs=1e-5)
     assert set(runner._replays._steps) == {2, 8 if num_rows <= 8 else 24} - ({8, 24} if num_rows == 1 else set())
+
+
+#: A stack of state spaces, and one with attention among them: one group of layers, and two.
+RECURRENT = {
+    "MambaForCausalLM": {"model_type": "mamba", "hidden_size": 64, "time_step_rank": 16, "num_hidden_layers": 2},
+    "JambaForCausalLM": {
+        "model_type": "jamba",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "attn_layer_period": 3,
+        "attn_layer_offset": 1,
+        "num_experts": 1,
+        "num_experts_per_tok": 1,
+        "mamba_dt_rank": 16,
+    },
+}
+
+
+@pytest.fixture(scope="module", params=RECURRENT)
+def recurrent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    transformers = pytest.importorskip("transformers")
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("m"), "LlamaForCausalLM")  # for its tokenizer
+    settings = {"vocab_size": 384, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 2, **RECURRENT[request.param]}
+    config = transformers.AutoConfig.for_model(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    randomise(model, torch.Generator().manual_seed(0))
+    model.bfloat16().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 65])
+def test_a_recorded_step_of_a_state_space_computes_the_same_numbers(recurrent: Path, num_rows: int) -> None:
+    prompts = ["a", *("The griffin " * (n % 40 + 1) for n in range(1, num_rows))]
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=0)
+    recorded, plain = (LLM(str(recurrent), max_model_len=640, block_size=5) for _ in range(2))
+    runner = plain.engine.executor.runner  # type: ignore[attr-defined]
+    runner._replays = None
+    assert answers(recorded, prompts, params) == answers(plain, prompts, params)
+    # The recording serves other sequences, in other slots, and a sequence that only begins: its prompt is one token.
+    steps = recorded.engine.executor.runner._replays._steps  # type: ignore[attr-defined]
+    assert all((recording is not None) == RECORDS for _, recording in steps.values())
+    assert answers(recorded, prompts[:1], params) == answers(plain, prompts[:1], params)
+    assert answers(recorded, prompts[-1:], params) == answers(plain, prompts[-1:], params)

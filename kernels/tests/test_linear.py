@@ -8,6 +8,7 @@ from bestiary_kernels import PackedLinear, linear, using
 from bestiary_kernels.linear import MOST_ROWS, reference
 
 from .cases import assert_rounds_to
+from .conftest import NATIVE
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -69,8 +70,20 @@ def test_a_packed_weight_that_cannot_be_read_says_so() -> None:
 def test_a_layout_in_which_the_rows_are_not_found_is_left_to_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     pack = linear._pack
     monkeypatch.setattr(linear, "_pack", lambda weight: pack(weight.flip(0)))
-    assert PackedLinear(torch.randn(128, 32).bfloat16()).form == "opaque"
+    assert PackedLinear(torch.randn(4096, 256).bfloat16()).form == "opaque"
     assert PackedLinear(torch.randn(128, 32)).form == "opaque"
+
+
+@pytest.mark.skipif("avx512_bf16" not in NATIVE, reason="no product of ours reads it")
+def test_a_small_weight_that_onednn_packs_in_its_own_way_is_kept_in_ours_too() -> None:
+    weight, bias = torch.randn(150, 48).bfloat16(), torch.randn(150).bfloat16()
+    layer = PackedLinear(weight, bias)
+    if layer.form == "packed":
+        pytest.skip("oneDNN packs this shape in the way that we know")
+    assert layer.form == "both" and torch.equal(layer.embedding(torch.arange(150)), weight)
+    for rows in (1, 7, 64, 65):
+        x = torch.randn(rows, 60).bfloat16()[:, 5:53]
+        assert_rounds_to(layer(x), product(x, weight, bias), floor=1e-4)
 
 
 def test_without_onednn_the_weight_itself_is_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ import ctypes
 from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from bestiary.batch import Batch, Pages
+from bestiary.batch import Batch, Pages, Slots
 from bestiary.blocks import Decoder, Kind, Lanes
 from bestiary_kernels import Arena, Graph, Tape
 from bestiary_kernels.linear import MOST_ROWS
@@ -59,26 +59,28 @@ Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Recording | None]]
 class Replays:
     """A recording for each number of rows, made when it is first needed."""
 
-    #: The groups of layers of models that can be recorded: one, that keeps every token.
-    KINDS: ClassVar[list[Kind]] = [Kind()]
-
     def __init__(
         self,
         model: Decoder,
         caches: Sequence[tuple[Tensor, ...]],
+        kinds: Sequence[Kind],
         block_size: int,
         longest: int,
         lanes: Lanes,
         device: torch.device,
     ) -> None:
-        self._lanes = lanes
-        self._model, self._caches, self._block_size, self._device = model, caches, block_size, device
-        self._most_blocks = -(-longest // block_size)
+        self._lanes, self._model, self._caches, self._device = lanes, model, caches, device
+        self._layout = _Layout(tuple(kinds), block_size, -(-longest // block_size))
         self._steps: dict[int, tuple[_Step, Recording | None]] = {}
         on_cpu = device.type == "cpu"
         #: Sizes that are recorded; None: each as it comes, up to the most that a packed product takes.
         self.sizes = None if on_cpu else _SIZES
         self._record: Record = partial(Tape.record, arena=Arena()) if on_cpu else _graphs()
+
+    @staticmethod
+    def suits(kinds: Sequence[Kind]) -> bool:
+        """Steps can be recorded of models with these groups of layers: such as look at nothing but their own tokens."""
+        return all(kind.crossed is None for kind in kinds)
 
     def takes(self, num_rows: int) -> bool:
         """Steps of this size are worth a recording."""
@@ -97,7 +99,7 @@ class Replays:
                 return None
             step.write(rows)
             return recording.replay()[:count]
-        step = _Step(size, self._most_blocks, self._block_size, self._caches, self._device)
+        step = _Step(size, self._layout, self._caches, self._device)
         step.write(rows)
         self._lanes.set({"tokens": step.adapters, "outputs": step.adapters})
         found, recording = self._record(lambda: self._model.logits(self._model(step.batch)))
@@ -114,45 +116,113 @@ def _graphs() -> Record:
     return partial(Graph.capture, pool=torch.cuda.graph_pool_handle())
 
 
-class _Step:
-    """The input of a step of `n` rows, in memory that stays where it is; on a GPU with a copy of it on the host."""
+class _Layout(NamedTuple):
+    """How sequences are kept: the groups of layers, tokens of a block, and blocks of the longest sequence."""
 
-    def __init__(
-        self, n: int, most_blocks: int, block_size: int, caches: Sequence[tuple[Tensor, ...]], device: torch.device
-    ) -> None:
-        self._block_size, self._most_blocks, self._size = block_size, most_blocks, n
-        words = 3 * n + (2 * n + n * most_blocks + 1) // 2
+    kinds: tuple[Kind, ...]
+    block_size: int
+    most_blocks: int
+
+
+class _Memory:
+    """Numbers that the host writes and kernels read: on a CPU in one place, on a GPU in a copy that `send` brings."""
+
+    def __init__(self, words: int, device: torch.device) -> None:
         self._host = torch.zeros(words, dtype=torch.int64, pin_memory=device.type != "cpu")
         self._there = self._host if device.type == "cpu" else self._host.to(device)
-        memory = memoryview((ctypes.c_char * (8 * words)).from_address(self._host.data_ptr())).cast("B")
-        self._tokens, self._positions, self._slots = (memory[8 * n * i : 8 * n * (i + 1)].cast("q") for i in range(3))
-        small = memory[24 * n :].cast("i")
-        self._lengths, self._adapters, self._tables = small[:n], small[n : 2 * n], small[2 * n :]
-        tokens, positions, slots = (self._there[n * i : n * (i + 1)] for i in range(3))
-        rest = self._there[3 * n :].view(torch.int32)
-        self.adapters = rest[n : 2 * n]
+        self._memory = memoryview((ctypes.c_char * (8 * words)).from_address(self._host.data_ptr())).cast("B")
+        self._used = 0
+
+    def take(self, count: int, dtype: torch.dtype) -> tuple[memoryview, Tensor]:
+        """So many numbers, as the host writes them, and as kernels read them."""
+        begin, end = self._used, self._used + count * dtype.itemsize
+        self._used = -(-end // 8) * 8
+        code: Any = {torch.int64: "q", torch.int32: "i", torch.bool: "?"}[dtype]
+        return self._memory[begin:end].cast(code), self._there.view(torch.uint8)[begin:end].view(dtype)
+
+    def send(self) -> None:
+        """Let kernels that are launched from now on see what was written. The copy before must have arrived."""
+        if self._there is not self._host:
+            self._there.copy_(self._host, non_blocking=True)
+
+
+class _PagedRows:
+    """Where the tokens of `n` rows are kept by one group of layers."""
+
+    def __init__(self, n: int, layout: _Layout, memory: _Memory) -> None:
+        self._size, self._most_blocks = layout.block_size, layout.most_blocks
+        self._slots, slots = memory.take(n, torch.int64)
+        self._tables, tables = memory.take(n * self._most_blocks, torch.int32)
+        self.pages = Pages(tables.view(n, self._most_blocks), slots)
+
+    def write(self, i: int, start: int, blocks: Sequence[int]) -> None:
+        """Row i has these blocks, and its token comes at `start`."""
+        size, first = self._size, i * self._most_blocks
+        self._slots[i] = blocks[start // size] * size + start % size
+        self._tables[first : first + len(blocks)] = array("i", blocks)
+
+    def skip(self, i: int) -> None:
+        """Row i is nobody's, and is not kept."""
+        self._slots[i] = -1
+
+
+class _StateRows:
+    """Where the states of `n` rows are kept by one group of layers."""
+
+    def __init__(self, n: int, memory: _Memory) -> None:
+        self._read, read = memory.take(n, torch.int64)
+        self._write, write = memory.take(n, torch.int64)
+        self._fresh, fresh = memory.take(n, torch.bool)
+        self.slots = Slots(read, write, fresh)
+
+    def write(self, i: int, start: int, blocks: Sequence[int]) -> None:
+        """Row i reads the first of these slots and writes the second; at the start of its sequence there is nothing."""
+        self._read[i], self._write[i] = blocks
+        self._fresh[i] = start == 0
+
+    def skip(self, i: int) -> None:
+        """Row i is nobody's, and is not kept."""
+        self._read[i] = self._write[i] = -1
+        self._fresh[i] = True
+
+
+class _Step:
+    """The input of a step of `n` rows, in memory that stays where it is."""
+
+    def __init__(self, n: int, layout: _Layout, caches: Sequence[tuple[Tensor, ...]], device: torch.device) -> None:
+        words_of_a_group = 3 * n + n * layout.most_blocks // 2 + 1
+        memory = self._memory = _Memory(4 * n + len(layout.kinds) * words_of_a_group, device)
+        self._size = n
+        self._tokens, tokens = memory.take(n, torch.int64)
+        self._positions, positions = memory.take(n, torch.int64)
+        self._lengths, lengths = memory.take(n, torch.int32)
+        self._adapters, self.adapters = memory.take(n, torch.int32)
+        numbered = list(enumerate(layout.kinds))
+        paged = {g: _PagedRows(n, layout, memory) for g, kind in numbered if kind.fixed is None}
+        states = {g: _StateRows(n, memory) for g, kind in numbered if kind.fixed is not None}
+        self._groups: list[tuple[int, _PagedRows | _StateRows]] = [*paged.items(), *states.items()]
         self.batch = Batch(
             token_ids=tokens,
             positions=positions,
             query_starts=torch.arange(n + 1, dtype=torch.int32, device=device),
-            context_lens=rest[:n],
-            pages={0: Pages(rest[2 * n : 2 * n + n * most_blocks].view(n, most_blocks), slots)},
-            states={},
+            context_lens=lengths,
+            pages={g: rows.pages for g, rows in paged.items()},
+            states={g: rows.slots for g, rows in states.items()},
             output_rows=None,
             caches=caches,
         )
 
     def write(self, rows: Sequence[_DecodeRow]) -> None:
-        """Put the rows where the recorded kernels read them. What is left of the step's rows writes to no slot."""
+        """Put the rows where the recorded kernels read them. What is left of the step's rows comes to nothing."""
         for i, row in enumerate(rows):
-            start, blocks = row.start, row.blocks[0]
+            start = row.start
             self._tokens[i], self._positions[i], self._lengths[i] = row.tokens[0], start, start + 1
             self._adapters[i] = row.adapter
-            self._slots[i] = blocks[start // self._block_size] * self._block_size + start % self._block_size
-            first = i * self._most_blocks
-            self._tables[first : first + len(blocks)] = array("i", blocks)
+            for g, group in self._groups:
+                group.write(i, start, row.blocks[g])
         for i in range(len(rows), self._size):
             self._tokens[i] = self._positions[i] = 0
-            self._lengths[i], self._adapters[i], self._slots[i] = 1, -1, -1
-        if self._there is not self._host:
-            self._there.copy_(self._host, non_blocking=True)
+            self._lengths[i], self._adapters[i] = 1, -1
+            for _, group in self._groups:
+                group.skip(i)
+        self._memory.send()

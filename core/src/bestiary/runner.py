@@ -114,9 +114,9 @@ class Runner:
         encoder = self._model.encoder if self._mesh.is_first else None
         self.encoding = Encoding(encoder, _ENCODED, dtype, self.device)
         self._replays: Replays | None = None
-        if kinds == Replays.KINDS and self._mesh.is_alone:
+        if Replays.suits(kinds) and self._mesh.is_alone:
             where = self.block_size, self.max_model_len, self._lanes, self.device
-            self._replays = Replays(self._model, self._caches, *where)
+            self._replays = Replays(self._model, self._caches, kinds, *where)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time.

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import bestiary_kernels as kernels
 from bestiary.batch import Batch
@@ -52,6 +51,14 @@ class _Exact(Leaf):
         super().allocate(torch.float32, device)
 
 
+class _Decay(_Exact):
+    """What a checkpoint has the logarithm of: how quickly each number of a state fades, below 0."""
+
+    def pack(self) -> None:
+        """The number itself, once."""
+        self.weight.data = -torch.exp(self.weight.data)
+
+
 def _kept(channels: int, taps: int, state: int) -> State:
     return State(shapes=((channels, taps - 1), (channels, state)), exact=(False, True))
 
@@ -81,7 +88,7 @@ class Mamba(Mixer):
         self.conv = _Convolution(inner, taps, bias=conv_bias)
         self.select = Linear(inner, sum(self.sizes), "row")
         self.step = Linear(step_rank, inner, "column", bias=True)
-        self.decay, self.skip = _Exact(inner, state), _Exact(inner)
+        self.decay, self.skip = _Decay(inner, state), _Exact(inner)
         self.out = Linear(inner, width, "row", bias=bias)
         self.step_norm, self.input_norm, self.output_norm = (
             None if norm_eps is None else RMSNorm(size, norm_eps) for size in self.sizes
@@ -101,7 +108,8 @@ class Mamba(Mixer):
         """[T, width] to [T, width]; the sequences' states move on."""
         columns, state = batch.caches[self.slot]
         slots = batch.states[self.group]
-        x_TC, z_TC = self.into(x_TD).chunk(2, -1)
+        xz = self.into(x_TD)
+        x_TC, z_TC = xz.split_with_sizes((xz.shape[1] // 2,) * 2, -1)
         x_TC = kernels.causal_conv(
             x_TC,
             self.conv.weight[:, 0],
@@ -117,7 +125,7 @@ class Mamba(Mixer):
         y_TC = kernels.selective_scan(
             x_TC,
             step_TC,
-            -torch.exp(self.decay.weight),
+            self.decay.weight,
             input_TN,
             output_TN,
             self.skip.weight,
@@ -126,15 +134,17 @@ class Mamba(Mixer):
             slots.write,
             batch.query_starts,
             slots.fresh,
+            z_TC,
+            softplus=True,
         )
-        y_TD: Tensor = self.out(y_TC * F.silu(z_TC))
+        y_TD: Tensor = self.out(y_TC)
         return y_TD
 
     def _selected(self, x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[T, inner] the length of each channel's step, [T, state] what enters the state, [T, state] what is read."""
+        """[T, inner] each channel's step before its softplus; [T, state] what enters the state, and what is read."""
         found = self.select(x_TC).split_with_sizes(self.sizes, -1)
         norms = (self.step_norm, self.input_norm, self.output_norm)
         step_TR, input_TN, output_TN = (
             part if norm is None else norm(part)[0] for part, norm in zip(found, norms, strict=True)
         )
-        return F.softplus(self.step(step_TR)), input_TN, output_TN
+        return self.step(step_TR), input_TN, output_TN

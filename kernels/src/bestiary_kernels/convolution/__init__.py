@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from bestiary_kernels import gpu, library
-from bestiary_kernels.activation import KINDS
 from bestiary_kernels.activation.reference import ACTIVATIONS
 from bestiary_kernels.convolution import reference
 from bestiary_kernels.states import are_known, check, fail
@@ -17,6 +16,8 @@ from bestiary_kernels.states import are_known, check, fail
 __all__ = ["causal_conv"]
 
 _CALL = Struct("7q")  # ConvCall in cpu.cpp
+#: Activations that the C++ function knows, by its own numbers.
+_ACTS = {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 
 def causal_conv(
@@ -52,7 +53,7 @@ def causal_conv(
             x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh, act
         )
         return found
-    kernels, number = library.native(x_TC), -1 if act is None else KINDS.get(act)
+    kernels, number = library.native(x_TC), _ACTS.get(act)
     dtype, kept_dtype = x_TC.dtype, states.dtype
     if (
         kernels is None

@@ -23,6 +23,8 @@ __all__ = ["MOST_ROWS", "PackedLinear"]
 MOST_ROWS = 64
 _MOST_ROWS_F32 = 6
 _SAMPLED_ROWS = 128
+#: Bytes of a weight that may stand in memory twice.
+_MOST_COPIED = 1 << 20
 _CALL = Struct("PPqq")  # PackedCall in cpu.cpp
 
 
@@ -30,7 +32,8 @@ class PackedLinear:
     """A weight [N, K] and an optional bias [N], made ready for `y = x @ weight.T + bias` on its device.
 
     `form` says how the weight is held: "packed" (oneDNN's blocks, known to us), "rows" (oneDNN's copy, row by row),
-    "opaque" (oneDNN's blocks of another kind) or "plain" (the weight itself: no oneDNN, or not on the CPU).
+    "both" (oneDNN's blocks of another kind, and a small weight's copy in the kind that we know), "opaque" (oneDNN's
+    alone) or "plain" (the weight itself: no oneDNN, or not on the CPU).
     """
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None, *, keep_rows: bool = False) -> None:
@@ -51,6 +54,8 @@ class PackedLinear:
         self.form = "plain" if self._packed is None else "opaque"
         if self._view is not None:
             self.form = "packed" if self._view.dim() == 4 else "rows"
+        elif self._packed is not None and _suits(weight):
+            self._view, self.form = reference.pack(weight), "both"
         self._weight = weight if self._packed is None or (keep_rows and self._view is None) else None
         self._call = b""
         if self._view is not None:
@@ -61,6 +66,8 @@ class PackedLinear:
     def nbytes(self) -> int:
         """Bytes of memory that the weight takes, padding and a kept original included; the bias is not counted."""
         kept = 0 if self._weight is None else self._weight.nbytes
+        if self.form == "both" and self._view is not None:
+            kept += self._view.nbytes
         return kept if self._packed is None else kept + int(torch.ops.mkldnn._nbytes(self._packed))
 
     def __call__(self, x_TK: Tensor) -> Tensor:
@@ -77,9 +84,9 @@ class PackedLinear:
             return x_TK.new_empty(rows, self.outputs)
         multiply = self._kernel(kernels, rows)
         if multiply is not None:
-            x = x_TK.contiguous()
+            x = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
             y = x.new_empty(rows, self.outputs)
-            failed = multiply(self._call, x.data_ptr(), y.data_ptr(), rows)
+            failed = multiply(self._call, x.data_ptr(), y.data_ptr(), rows, x.stride(0))
             if failed:
                 library.fail("PackedLinear", failed)
             return y
@@ -92,7 +99,7 @@ class PackedLinear:
             return None
         if self.form == "rows" and rows <= _MOST_ROWS_F32 and self.dtype is torch.float32:
             return kernels.linear_rows
-        return kernels.linear_packed if self.form == "packed" and rows <= MOST_ROWS else None
+        return kernels.linear_packed if self.form in ("packed", "both") and rows <= MOST_ROWS else None
 
     def _plain(self, x_TK: Tensor) -> Tensor:
         if self._weight is None:
@@ -131,6 +138,12 @@ def _pack(weight: Tensor) -> Any:
     if weight.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
     return torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+
+
+def _suits(weight: Tensor) -> bool:
+    """Whether a copy in the layout that we know is worth its memory: of a small weight, where our product reads it."""
+    fits = weight.dtype is torch.bfloat16 and weight.shape[1] % 2 == 0 and 0 < weight.nbytes <= _MOST_COPIED
+    return fits and getattr(library.native(weight), "linear_packed", None) is not None
 
 
 def _readable(packed: Any, weight: Tensor) -> Tensor | None:

@@ -49,21 +49,21 @@ inline void multiply_block(const char* block, const bf16* x, int64_t x_stride, i
 }
 
 // All rows in groups of nearly equal size: each reads the weights that the one before has brought near.
-inline void multiply_groups(const PackedCall& call, const char* block, const bf16* x, int64_t rows, int64_t from,
-                            int64_t to, Sums* sums) {
+inline void multiply_groups(const char* block, const bf16* x, int64_t x_stride, int64_t rows, int64_t from, int64_t to,
+                            Sums* sums) {
     const int64_t groups = (rows + TOGETHER_ROWS - 1) / TOGETHER_ROWS;
     for (int64_t near = from; near < to; near += NEAR_STEPS) {
         const int64_t end = smaller(to, near + NEAR_STEPS);
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t first = rows * group / groups;
-            const bf16* const x_group = x + first * call.inputs;
+            const bf16* const x_group = x + first * x_stride;
             switch (rows * (group + 1) / groups - first) {
-                case 1: multiply_block<1>(block, x_group, call.inputs, near, end, sums + first); break;
-                case 2: multiply_block<2>(block, x_group, call.inputs, near, end, sums + first); break;
-                case 3: multiply_block<3>(block, x_group, call.inputs, near, end, sums + first); break;
-                case 4: multiply_block<4>(block, x_group, call.inputs, near, end, sums + first); break;
-                case 5: multiply_block<5>(block, x_group, call.inputs, near, end, sums + first); break;
-                case 6: multiply_block<6>(block, x_group, call.inputs, near, end, sums + first); break;
+                case 1: multiply_block<1>(block, x_group, x_stride, near, end, sums + first); break;
+                case 2: multiply_block<2>(block, x_group, x_stride, near, end, sums + first); break;
+                case 3: multiply_block<3>(block, x_group, x_stride, near, end, sums + first); break;
+                case 4: multiply_block<4>(block, x_group, x_stride, near, end, sums + first); break;
+                case 5: multiply_block<5>(block, x_group, x_stride, near, end, sums + first); break;
+                case 6: multiply_block<6>(block, x_group, x_stride, near, end, sums + first); break;
             }
         }
     }
@@ -83,7 +83,7 @@ inline void write_block(const PackedCall& call, int64_t block, const Sums* sums,
 
 // The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread, which take them in turns: a
 // core that another program borrows delays one piece. A block that a cut divides is finished after the region.
-inline int multiply_packed(const PackedCall& call, const bf16* x, bf16* y, int64_t rows) {
+inline int multiply_packed(const PackedCall& call, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
     constexpr int most_threads = 256, pieces_each = 4;
     constexpr int64_t least_steps = 256;  // 64 KiB of weights
     const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
@@ -104,7 +104,7 @@ inline int multiply_packed(const PackedCall& call, const bf16* x, bf16* y, int64
         while (at < end) {
             const int64_t block = at / steps, from = at - block * steps, to = smaller(steps, from + end - at);
             memset(sums, 0, size_t(rows) * sizeof(Sums));
-            multiply_groups(call, weight + block * steps * COLUMNS * 4, x, rows, from, to, sums);
+            multiply_groups(weight + block * steps * COLUMNS * 4, x, x_stride, rows, from, to, sums);
             if (to - from == steps) {
                 write_block(call, block, sums, rows, y);
             } else {
@@ -135,7 +135,8 @@ inline int multiply_packed(const PackedCall& call, const bf16* x, bf16* y, int64
 constexpr int TOGETHER = 4;
 
 template <int rows>
-inline void multiply_rows(const PackedCall& call, const float* x, float* y, int64_t first, int outputs) {
+inline void multiply_rows(const PackedCall& call, const float* x, int64_t x_stride, float* y, int64_t first,
+                          int outputs) {
     const int64_t inputs = call.inputs;
     const float* weight[TOGETHER];
     for (int c = 0; c < TOGETHER; ++c)
@@ -147,7 +148,7 @@ inline void multiply_rows(const PackedCall& call, const float* x, float* y, int6
         for (int c = 0; c < TOGETHER; ++c) w[c] = load_up_to(weight[c] + k, n);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; ++r) {
-            const Floats v = load_up_to(x + r * inputs + k, n);
+            const Floats v = load_up_to(x + r * x_stride + k, n);
 #pragma GCC unroll 4
             for (int c = 0; c < TOGETHER; ++c) sums[r][c] += v * w[c];
         }
@@ -162,11 +163,11 @@ inline void multiply_rows(const PackedCall& call, const float* x, float* y, int6
         }
 }
 
-template <int rows> int multiply_all_rows(const PackedCall& call, const float* x, float* y) {
+template <int rows> int multiply_all_rows(const PackedCall& call, const float* x, int64_t x_stride, float* y) {
     const int64_t groups = (call.outputs + TOGETHER - 1) / TOGETHER;
     share(groups, 16, call.outputs * call.inputs > 32768, [&](int64_t group) {
         const int64_t first = group * TOGETHER;
-        multiply_rows<rows>(call, x, y, first, int(smaller<int64_t>(TOGETHER, call.outputs - first)));
+        multiply_rows<rows>(call, x, x_stride, y, first, int(smaller<int64_t>(TOGETHER, call.outputs - first)));
     });
     return OK;
 }
@@ -175,24 +176,24 @@ template <int rows> int multiply_all_rows(const PackedCall& call, const float* x
 
 #if defined(__AVX512BF16__)
 
-// x [rows, K] and y [rows, N], both dense; at most 64 rows.
-EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64_t rows) {
+// x [rows, K] of any stride between rows and y [rows, N], dense; at most 64 rows.
+EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
     if (rows < 0 || rows > MOST_ROWS) return BAD_ROW;
-    return rows ? multiply_packed(*call, (const bf16*)x, (bf16*)y, rows) : OK;
+    return rows ? multiply_packed(*call, (const bf16*)x, x_stride, (bf16*)y, rows) : OK;
 }
 
 #endif
 
 // The same for float32, whose rows lie as they are.
-EXPORT(int, linear_rows)(const PackedCall* call, const float* x, float* y, int64_t rows) {
+EXPORT(int, linear_rows)(const PackedCall* call, const float* x, float* y, int64_t rows, int64_t x_stride) {
     switch (rows) {
         case 0: return OK;
-        case 1: return multiply_all_rows<1>(*call, x, y);
-        case 2: return multiply_all_rows<2>(*call, x, y);
-        case 3: return multiply_all_rows<3>(*call, x, y);
-        case 4: return multiply_all_rows<4>(*call, x, y);
-        case 5: return multiply_all_rows<5>(*call, x, y);
-        case 6: return multiply_all_rows<6>(*call, x, y);
+        case 1: return multiply_all_rows<1>(*call, x, x_stride, y);
+        case 2: return multiply_all_rows<2>(*call, x, x_stride, y);
+        case 3: return multiply_all_rows<3>(*call, x, x_stride, y);
+        case 4: return multiply_all_rows<4>(*call, x, x_stride, y);
+        case 5: return multiply_all_rows<5>(*call, x, x_stride, y);
+        case 6: return multiply_all_rows<6>(*call, x, x_stride, y);
     }
     return BAD_ROW;
 }

@@ -5,8 +5,9 @@ A packed weight is [ceil(N / 64)][K / 2][64][2]: blocks of 64 outputs, in each t
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-__all__ = ["COLUMNS", "embedding_packed", "linear_packed", "packed_shape"]
+__all__ = ["COLUMNS", "embedding_packed", "linear_packed", "pack", "packed_shape"]
 
 COLUMNS = 64
 
@@ -14,6 +15,13 @@ COLUMNS = 64
 def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:
     """The four dimensions of a packed [outputs, inputs] weight; inputs must be even."""
     return (-(-outputs // COLUMNS), inputs // 2, COLUMNS, 2)
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A weight [N, K] in the packed layout; the rows that fill the last block are zeros."""
+    blocks, steps, _, _ = packed_shape(*weight.shape)
+    padded = functional.pad(weight, (0, 0, 0, blocks * COLUMNS - weight.shape[0]))
+    return padded.view(blocks, COLUMNS, steps, 2).transpose(1, 2).contiguous()
 
 
 def embedding_packed(packed: Tensor, ids: Tensor) -> Tensor:
