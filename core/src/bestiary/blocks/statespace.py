@@ -141,7 +141,7 @@ class Mamba(Mixer):
         return y_TD
 
     def _selected(self, x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[T, inner] each channel's step before its softplus, [T, state] what enters the state, [T, state] what is read."""
+        """[T, inner] steps before their softplus, [T, state] what enters the state, [T, state] what is read off it."""
         found = self.select(x_TC).split_with_sizes(self.sizes, -1)
         norms = (self.step_norm, self.input_norm, self.output_norm)
         step_TR, input_TN, output_TN = (
