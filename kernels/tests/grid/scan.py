@@ -13,7 +13,7 @@ from .states import Sequences, strided
 def scan(draw: Draw, device: torch.device) -> None:
     """Ragged steps of sequences old and new, with states of any size; steps as they are or before the softplus."""
     dtype, softplus = draw.choice(DTYPES), draw.choice((True, False))
-    channels, numbers = draw.choice((1, 16, 64, draw.integer(1, 150))), draw.choice((16, 16, 8, 1, 5, 32, 24, 80))
+    channels, numbers = draw.choice((1, 16, 64, draw.integer(1, 90))), draw.choice((16, 16, 8, 1, 5, 32, 24, 80))
     sequences = Sequences.drawn(draw, (channels, numbers), torch.float32, device)
     tokens, given = sequences.tokens, {"dtype": dtype, "device": device}
     x, dt = strided(draw, tokens, channels, **given), strided(draw, tokens, channels, **given)

@@ -48,45 +48,42 @@ def causal_conv(
         raise ValueError(f"causal_conv: bias {tuple(bias_C.shape)} is not one number for each of {channels} channels")
     if act is not None and act not in ACTIVATIONS:
         raise ValueError(f"causal_conv: act {act!r} is unknown; choose None or one of {', '.join(ACTIVATIONS)}")
+    given = (x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh)
     if (on_gpu := gpu.kernels("convolution", x_TC)) is not None:
-        found: Tensor = on_gpu.causal_conv(
-            x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh, act
-        )
+        found: Tensor = on_gpu.causal_conv(*given, act)
         return found
     kernels, number = library.native(x_TC), _ACTS.get(act)
-    dtype, kept_dtype = x_TC.dtype, states.dtype
     if (
         kernels is None
         or number is None
-        or dtype not in library.IS_BF16
-        or kept_dtype not in library.IS_BF16
-        or x_TC.stride(1) != 1
-        or weight_CK.dtype is not dtype
-        or not weight_CK.is_contiguous()
-        or not (bias_C is None or (bias_C.dtype is dtype and bias_C.is_contiguous()))
+        or not _are_known(x_TC, weight_CK, bias_C, states)
         or not are_known(states, read_slots, write_slots, query_starts, fresh)
     ):
-        function = _operator if library.is_traced(x_TC) else reference.causal_conv
-        return function(x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh, act)
-    tokens = x_TC.shape[0]
+        return (_operator if library.is_traced(x_TC) else reference.causal_conv)(*given, act)
     y = x_TC.new_empty(x_TC.shape)
     failed = kernels.causal_conv(
-        library.IS_BF16[dtype],
-        library.IS_BF16[kept_dtype],
-        x_TC.data_ptr(),
-        weight_CK.data_ptr(),
-        None if bias_C is None else bias_C.data_ptr(),
-        states.data_ptr(),
-        read_slots.data_ptr(),
-        write_slots.data_ptr(),
-        query_starts.data_ptr(),
-        fresh.data_ptr(),
+        library.IS_BF16[x_TC.dtype],
+        library.IS_BF16[states.dtype],
+        *(None if tensor is None else tensor.data_ptr() for tensor in given),
         y.data_ptr(),
-        _CALL.pack(tokens, fresh.shape[0], channels, taps, states.shape[0], number, x_TC.stride(0)),
+        _CALL.pack(x_TC.shape[0], fresh.shape[0], channels, taps, states.shape[0], number, x_TC.stride(0)),
     )
     if failed:
-        fail("causal_conv", failed, tokens)
+        fail("causal_conv", failed, x_TC.shape[0])
     return y
+
+
+def _are_known(x: Tensor, weight: Tensor, bias: Tensor | None, states: Tensor) -> bool:
+    """Whether the C++ function knows the dtypes and layouts: rows of x may be strided, all else is dense."""
+    dtype = x.dtype
+    return (
+        dtype in library.IS_BF16
+        and states.dtype in library.IS_BF16
+        and x.stride(1) == 1
+        and weight.dtype is dtype
+        and weight.is_contiguous()
+        and (bias is None or (bias.dtype is dtype and bias.is_contiguous()))
+    )
 
 
 @torch.library.custom_op("bestiary::causal_conv", mutates_args=("states",))

@@ -51,43 +51,28 @@ def selective_scan(
         or not (gate_TC is None or gate_TC.shape == x_TC.shape)
     ):
         raise ValueError("selective_scan: the shapes of x, dt, a, b, c, d, gate and states (float32) do not fit")
+    given = (x_TC, dt_TC, a_CN, b_TN, c_TN, d_C, states, read_slots, write_slots, query_starts, fresh)
     if (on_gpu := gpu.kernels("scan", x_TC)) is not None:
-        found: Tensor = on_gpu.selective_scan(
-            x_TC, dt_TC, a_CN, b_TN, c_TN, d_C, states, read_slots, write_slots, query_starts, fresh, gate_TC, softplus
-        )
+        found: Tensor = on_gpu.selective_scan(*given, gate_TC, softplus)
         return found
-    kernels, is_bf16 = library.native(x_TC), library.IS_BF16.get(x_TC.dtype)
+    kernels = library.native(x_TC)
     rows = (x_TC, dt_TC, b_TN, c_TN) if gate_TC is None else (x_TC, dt_TC, b_TN, c_TN, gate_TC)
     if (
         kernels is None
-        or is_bf16 is None
         or not _are_known(a_CN, d_C, rows)
         or not are_known(states, read_slots, write_slots, query_starts, fresh)
     ):
-        function = _operator if library.is_traced(x_TC) else reference.selective_scan
-        return function(
-            x_TC, dt_TC, a_CN, b_TN, c_TN, d_C, states, read_slots, write_slots, query_starts, fresh, gate_TC, softplus
-        )
+        return (_operator if library.is_traced(x_TC) else reference.selective_scan)(*given, gate_TC, softplus)
     y = x_TC.new_empty(x_TC.shape)
+    sizes = (tokens, fresh.shape[0], channels, numbers, states.shape[0], softplus)
     strides = [row.stride(0) for row in rows]
     failed = kernels.selective_scan(
-        is_bf16,
-        x_TC.data_ptr(),
-        dt_TC.data_ptr(),
-        a_CN.data_ptr(),
-        b_TN.data_ptr(),
-        c_TN.data_ptr(),
-        d_C.data_ptr(),
+        library.IS_BF16[x_TC.dtype],
+        *(tensor.data_ptr() for tensor in given[:6]),
         None if gate_TC is None else gate_TC.data_ptr(),
-        states.data_ptr(),
-        read_slots.data_ptr(),
-        write_slots.data_ptr(),
-        query_starts.data_ptr(),
-        fresh.data_ptr(),
+        *(tensor.data_ptr() for tensor in given[6:]),
         y.data_ptr(),
-        _CALL.pack(
-            tokens, fresh.shape[0], channels, numbers, states.shape[0], softplus, *strides, *[0] * (5 - len(rows))
-        ),
+        _CALL.pack(*sizes, *strides, *[0] * (5 - len(strides))),
     )
     if failed:
         fail("selective_scan", failed, tokens)
@@ -98,7 +83,8 @@ def _are_known(a: Tensor, d: Tensor, rows: tuple[Tensor, ...]) -> bool:
     """Whether the C++ function knows the layouts: rows may be strided, all else is dense."""
     dtype = rows[0].dtype
     return (
-        torch.float32 is a.dtype is d.dtype
+        dtype in library.IS_BF16
+        and torch.float32 is a.dtype is d.dtype
         and a.is_contiguous()
         and d.is_contiguous()
         and all(row.dtype is dtype and row.stride(1) == 1 for row in rows)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 __all__ = ["selective_scan"]
 
-#: Numbers of state that a program holds, and warps that share them.
-_HELD, _WARPS = 512, 2
+#: Numbers of state that a program holds: few, and in one warp, so that a token is a short line of instructions that
+#: waits for no other warp. Programs enough for a GPU there are even with one sequence.
+_HELD = 128
 
 
 @triton.jit
@@ -79,9 +80,7 @@ def _selective_scan(
     begin = tl.maximum(tl.load(query_starts + sequence), 0)
     end = tl.minimum(tl.load(query_starts + sequence + 1), tokens)
     channel, number = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS), tl.arange(0, NUMBERS)
-    is_channel, is_number = channel < channels, number < numbers
-    both = is_channel[:, None] & is_number[None, :]
-
+    both = (channel < channels)[:, None] & (number < numbers)[None, :]
     read = tl.load(read_slots + sequence)
     # Here and below a limit of 0 means none: of a sequence that begins, or a slot that is none.
     kept = tl.where((tl.load(fresh + sequence) == 0) & (read >= 0) & (read < slots), numbers, 0)
@@ -90,14 +89,14 @@ def _selective_scan(
     tl.debug_barrier()  # every thread has read it: it may be the memory that is written
     # e^(dt a) = 2^(dt a / ln 2)
     rate = tl.load(a + channel[:, None] * numbers + number[None, :], mask=both, other=0.0) * 1.4426950408889634
-    skip = tl.load(d + channel, mask=is_channel, other=0.0)
+    skip = tl.load(d + channel, mask=channel < channels, other=0.0)
 
     x_C, dt_C, b_N, c_N, gate_C = _rows(
         x, dt, b, c, gate, begin, x_stride, dt_stride, b_stride, c_stride, gate_stride, channel, number, end,
         channels, numbers, HAS_GATE,
     )  # fmt: skip
-    for i in range(end - begin):
-        token = begin + i
+    token = begin
+    while token < end:
         x_now, step, b_now, c_now = x_C.to(tl.float32), dt_C.to(tl.float32), b_N.to(tl.float32), c_N.to(tl.float32)
         gate_now = gate_C.to(tl.float32)
         x_C, dt_C, b_N, c_N, gate_C = _rows(
@@ -111,7 +110,8 @@ def _selective_scan(
         if HAS_GATE:
             out *= gate_now * tl.sigmoid(gate_now)
         at = y + token.to(tl.int64) * channels + channel
-        tl.store(at, out.to(y.dtype.element_ty), mask=is_channel)
+        tl.store(at, out.to(y.dtype.element_ty), mask=channel < channels)
+        token += 1
     write = tl.load(write_slots + sequence)
     written = tl.where((write >= 0) & (write < slots), numbers, 0)
     tl.store(states + write * slot_stride + in_slot, h, mask=both & (number < written)[None, :])
@@ -138,7 +138,7 @@ def selective_scan(
     if sequences and channels:
         rows = [row if row.stride(1) == 1 else row.contiguous() for row in (x, dt, b, c, x if gate is None else gate)]
         width = triton.next_power_of_2(max(numbers, 1))
-        block = max(1, min(_HELD // width, triton.next_power_of_2(channels)))
+        block = max(4, _HELD // width)
         _selective_scan[(sequences, triton.cdiv(channels, block))](
             rows[0],
             rows[1],
@@ -163,6 +163,6 @@ def selective_scan(
             SOFTPLUS=softplus,
             CHANNELS=block,
             NUMBERS=width,
-            num_warps=_WARPS,
+            num_warps=1,
         )
     return y
