@@ -41,14 +41,17 @@ class Nowhere:
 
 
 def compile_instead_of_launching(arch: int) -> list[Any]:
-    """From now on a launch compiles its kernel and does nothing; the list receives the kernels."""
+    """From now on a launch compiles its kernel and does nothing; the list receives the kernels, or what went wrong."""
     compiled: list[Any] = []
     run = JITFunction.run
 
     def compiling(self: Any, *args: Any, grid: Any, warmup: bool, **settings: Any) -> Any:
-        kernel = run(self, *args, grid=grid, warmup=True, **settings)
-        compiled.append(kernel)
-        return kernel
+        try:
+            compiled.append(run(self, *args, grid=grid, warmup=True, **settings))
+        except Exception as error:
+            compiled.append(error)
+            raise
+        return compiled[-1]
 
     driver.set_active(Nowhere(arch))  # type: ignore[arg-type]
     JITFunction.run = compiling
@@ -71,6 +74,8 @@ def compiles(name: str, row: Callable[[], object], compiled: list[Any]) -> bool:
     try:
         row()
         assert compiled, "launched nothing"
+        for wrong in (one for one in compiled if isinstance(one, Exception)):
+            raise wrong
         found = [(kernel.metadata.name, kernel.metadata.shared) for kernel in compiled]
         sizes = {name: max(size for other, size in found if other == name) for name, _ in found}
         assert max(sizes.values()) <= MOST_SHARED, f"more shared memory than there is: {sizes}"
