@@ -5,6 +5,7 @@ Needs Triton's compiler and no GPU. TRITON_INTERPRET may not be set: then there 
 
 import argparse
 import inspect
+import re
 import sys
 import time
 import traceback
@@ -59,15 +60,20 @@ def compile_instead_of_launching(arch: int) -> list[Any]:
     return compiled
 
 
-def rows(operation: str) -> Iterator[tuple[str, Callable[[], object]]]:
-    """The functions of an operation's file."""
+def rows(operation: str) -> Iterator[tuple[str, Callable[[], object], bool]]:
+    """The functions of an operation's file, and whether they must load ahead."""
     module = import_module(f"{__package__}.{operation}")
     for name, function in vars(module).items():
         if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_"):
-            yield name, function
+            yield name, function, name in getattr(module, "AHEAD", ())
 
 
-def compiles(name: str, row: Callable[[], object], compiled: list[Any]) -> bool:
+def loads_ahead(kernel: Any) -> bool:
+    """Whether tiles are copied into shared memory while something else happens."""
+    return re.search(r"async_copy_global_to_local .*tensor<\d+x\d+x!tt\.ptr", kernel.asm["ttgir"]) is not None
+
+
+def compiles(name: str, row: Callable[[], object], compiled: list[Any], is_ahead: bool) -> bool:
     """Whether all that a row launches compiles and fits; says what it takes, or what is wrong."""
     compiled.clear()
     begin = time.perf_counter()
@@ -79,6 +85,7 @@ def compiles(name: str, row: Callable[[], object], compiled: list[Any]) -> bool:
         found = [(kernel.metadata.name, kernel.metadata.shared) for kernel in compiled]
         sizes = {name: max(size for other, size in found if other == name) for name, _ in found}
         assert max(sizes.values()) <= MOST_SHARED, f"more shared memory than there is: {sizes}"
+        assert not is_ahead or any(map(loads_ahead, compiled)), "its loop waits for every tile"
         assert all("ptx" in kernel.asm and "cubin" in kernel.asm for kernel in compiled)
     except Exception:
         print(f"{name} failed")
@@ -97,9 +104,9 @@ def main() -> None:
     given = options.parse_args()
     compiled = compile_instead_of_launching(given.arch)
     done = [
-        compiles(f"{operation}.{name}", row, compiled)
+        compiles(f"{operation}.{name}", row, compiled, is_ahead)
         for operation in given.operations or OPERATIONS
-        for name, row in rows(operation)
+        for name, row, is_ahead in rows(operation)
     ]
     sys.exit(not all(done))
 

@@ -6,6 +6,7 @@ import torch
 
 from bestiary_kernels import latent_attention, paged_attention
 
+AHEAD = ("llama_decodes", "llama_reads", "a_chunk_joins_others", "slopes_and_a_prefix", "deepseek_decodes")
 FEW, MANY = (8, 8), (2048, 4)
 
 
@@ -60,9 +61,15 @@ def in_full() -> None:
         _call(sizes, 71, 1, 24, 1, torch.float32, softcap=3.0, slopes=torch.empty(71))
 
 
-def deepseek() -> None:
+def deepseek_decodes() -> None:
+    _latent(FEW, 16, 576, 512, torch.bfloat16)
+
+
+def deepseek_reads() -> None:
     for sizes in (FEW, MANY):
         _latent(sizes, 128, 576, 512, torch.bfloat16)
-    _latent(FEW, 16, 576, 512, torch.bfloat16)
+
+
+def narrow_latent_rows() -> None:
     _latent(MANY, 6, 72, 64, torch.float16)
     _latent(FEW, 6, 40, 28, torch.float32)

@@ -15,12 +15,8 @@ from bestiary_kernels.attention.paged.triton import attend, join
 __all__ = ["over_pages", "paged_attention"]
 
 _LOG2E = 1.4426950408889634
-#: Programs a multiprocessor that cutting may add: so many that those which run last are few beside those before.
-_CUTS = 8
-#: Programs a multiprocessor that keep it busy: one computes while another begins.
-_BUSY = 2
-#: A chunk has at least so many keys where that leaves enough to do: with less, joining costs more than cutting saves.
-_LEAST = 1024
+#: Times that cutting may fill the GPU: more would even out the end better, and spend more on beginnings.
+_WAVES = 8
 #: Most bytes of partial results.
 _WORKSPACE = 64 << 20
 #: Programs a multiprocessor that join what was cut, at most.
@@ -30,12 +26,13 @@ _INTERPRETED = 1
 
 
 class _Tile(NamedTuple):
-    """Rows and keys of a tile, and how a program computes it."""
+    """Rows and keys of a tile, how a program computes it, and how many run on a multiprocessor at once."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+    busy: int
 
 
 class _Plan(NamedTuple):
@@ -47,6 +44,7 @@ class _Plan(NamedTuple):
     tiles: int
     extra: int
     fill: int
+    base: int
     joiners: int
     reach: int
     is_cut: bool
@@ -103,14 +101,17 @@ def over_pages(
     seen = window if window is not None and visible is None else pages * page  # a prefix may be any length
     plan = _plan(tile, tokens, sequences, group, kv_heads, values, min(pages * page, seen + tile.rows), q.device)
     cut, block_d, block_e = _cut(width, values if v_cache is None else None)
-    slots = 2 * plan.extra * plan.columns * plan.queries * plan.heads if plan.is_cut else 0
+    rows = plan.queries * plan.heads
+    slots = 2 * plan.extra * plan.columns * rows if plan.is_cut else 0
     parts, sums = (torch.empty(slots * n, dtype=torch.float32, device=q.device) for n in (values, 2))
+    # Beginning takes as long as a tile of keys or two, and what is written and read again as long as reading as much.
+    over = 2 + 8 * rows * values // (tile.keys * (width + (0 if v_cache is None else values)) * k_cache.itemsize)
     starts, lengths = query_starts.contiguous(), context_lens.contiguous()
     given = (None if x is None else x.contiguous() for x in (slopes, visible, ranges))
     v = k_cache if v_cache is None else v_cache
-    sizes = (plan.reach, plan.extra, plan.fill)
+    sizes = (plan.reach, plan.extra, plan.fill, plan.base)
     shape = {"GROUP": group, "HEADS": plan.heads, "PAGE": page, "VALUES": values, "BLOCK_Q": plan.queries}
-    shape |= {"LEAST": _LEAST // tile.keys, "BLOCK_N": tile.keys, "BLOCK_V": _power(values)}
+    shape |= {"OVER": over, "BLOCK_N": tile.keys, "BLOCK_V": _power(values)}
     attend[(plan.tiles + (plan.extra if plan.is_cut else 0), plan.columns)](
         q, k_cache, v, out, parts, sums, block_tables.contiguous(), starts, lengths, *given,
         q.stride()[:2], k_cache.stride()[:3], v.stride()[:3], out.stride()[:2],
@@ -136,14 +137,14 @@ def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Ti
     # Without more tokens than sequences each has about one; else one of them may have all that are more.
     rows = max(16, _power(group if tokens <= sequences else (tokens - sequences + 1) * group))
     if size > 2:  # no tensor cores: the registers hold little more than what is summed up
-        return _Tile(min(rows, 32), 32, 4, 3) if width <= 128 else _Tile(16, 16, 4, 3)
+        return _Tile(min(rows, 32), 32, 4, 3, 3) if width <= 128 else _Tile(16, 16, 4, 3, 3)
     if width > 256:  # latent rows
-        return _Tile(min(rows, 64), 32, 8, 5 if rows == 16 else 3)
+        return _Tile(min(rows, 64), 32, 8, 5 if rows == 16 else 3, 1)
     if rows <= 32:
-        return _Tile(rows, 32 if width > 128 else 64, 4, 5)
+        return _Tile(rows, 32 if width > 128 else 64, 4, 5, 3 if rows == 16 else 2)
     if rows > 64 and tokens * group >= 128 * sequences:
-        return _Tile(128, 32, 8, 3) if width > 128 else _Tile(128, 64, 8, 5)
-    return _Tile(64, 32, 8, 3) if width > 128 else _Tile(64, 64, 4, 3)
+        return _Tile(128, 32, 8, 3, 1) if width > 128 else _Tile(128, 64, 8, 5, 1)
+    return _Tile(64, 32, 8, 3, 1) if width > 128 else _Tile(64, 64, 4, 3, 2)
 
 
 def _plan(
@@ -155,14 +156,15 @@ def _plan(
     columns = kv_heads * -(-group // heads)
     tiles = tokens if queries == 1 else tokens // queries + sequences
     processors = _processors(device)
-    # Chunks that have company of their own sequence are fewer than two for each that the cutting adds.
+    fill = max(1, tile.busy * processors // columns)
+    # Cut tiles become fewer than two entries for each that cutting adds. Few tiles can be cut so that they fill the GPU
+    # once; only of many it takes several times to come out even, and programs that find nothing to do cost time too.
     room = _WORKSPACE // (8 * columns * queries * heads * values)
-    extra = max(1, min(_CUTS * processors // columns, room))
-    fill = max(1, min(_BUSY * processors // columns, extra))
+    extra = max(1, min(-(-_WAVES * tiles // fill) * fill, _WAVES * fill, room))
+    joiners = max(1, min(queries * heads, _JOINERS * processors // (columns * min(extra, tiles))))
     # One sequence with as many tiles is never cut.
     is_cut = reach > tile.keys and not (sequences == 1 and -(-tokens // queries) >= extra)
-    joiners = max(1, min(queries * heads, _JOINERS * processors // (columns * min(extra, tiles))))
-    return _Plan(queries, heads, columns, tiles, extra, fill, joiners, reach, is_cut)
+    return _Plan(queries, heads, columns, tiles, extra, fill, -(-tiles // fill), joiners, reach, is_cut)
 
 
 def _cut(width: int, values: int | None) -> tuple[int, int, int]:

@@ -13,7 +13,9 @@ __all__ = ["attend", "join"]
 
 _LOG2E = tl.constexpr(1.4426950408889634)
 #: Sequences that a program counts at a time.
-_SEQUENCES = tl.constexpr(256)
+_SEQUENCES = tl.constexpr(128)
+#: Sizes of a chunk that are compared, a power of 2.
+_CHOICES = tl.constexpr(8)
 #: Partial results that a merging program reads at a time.
 _JOINED = tl.constexpr(16)
 
@@ -29,23 +31,54 @@ def _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q: tl.constexpr,
 
 
 @triton.jit
+def _chunk(
+    starts, lengths, tokens, sequences, reach, extra, fill, base, OVER, BLOCK_Q, BLOCK_N
+):  # fmt: skip
+    """How many tiles of keys an entry of the list has at most, so that the last one ends as early as can be.
+
+    The GPU takes `fill` entries at a time. What fills it once more than the list needs uncut, twice, and so on are the
+    choices, none with more than `extra` new entries; that of the least time is taken, where beginning and joining an
+    entry takes as long as `OVER` tiles. Whole numbers only: both kernels must choose the same.
+    """
+    total, top = tl.full((), 0, tl.int64), tl.full((), 0, tl.int32)
+    for first in range(0, sequences, _SEQUENCES):
+        at = first + tl.arange(0, _SEQUENCES)
+        queries, keys = _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q, BLOCK_N)
+        total += tl.sum(queries.to(tl.int64) * keys, 0)
+        top = tl.maximum(top, tl.max(tl.where(queries > 0, keys, 0), 0))
+    wanted = (base + tl.arange(0, _CHOICES)).to(tl.int64) * fill * top // tl.maximum(total, 1)
+    wanted = tl.maximum(wanted, 1)  # chunks of the longest sequence
+    choices = tl.maximum((top + wanted - 1) // wanted, (total + extra - 1) // extra)
+    choices = tl.maximum(tl.minimum(choices, 1 << 30), 1).to(tl.int32)
+    entries = tl.full((_CHOICES,), 0, tl.int32)
+    for first in range(0, sequences, _SEQUENCES):
+        at = first + tl.arange(0, _SEQUENCES)
+        queries, keys = _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q, BLOCK_N)
+        splits = tl.maximum((keys[:, None] + choices[None, :] - 1) // choices[None, :], 1)
+        entries += tl.sum(queries[:, None] * splits, 0)
+    entries = entries.to(tl.int64)
+    # All are as long as the longest, or the lengths differ and the gaps are filled.
+    alike = (entries + fill - 1) // fill * (choices + OVER)
+    time = tl.minimum(alike, (total + entries * OVER) // fill + choices + OVER)
+    # Of a minimum that no loop yields Triton 3.9 loses track: what depends on it, all keys, would then be loaded number
+    # by number, and not ahead.
+    chunk = 1 << 30
+    for _ in range(0, sequences, 1 << 30):
+        chunk = tl.minimum(chunk, tl.min(tl.where(time == tl.min(time, 0), choices, 1 << 30), 0))
+    return chunk
+
+
+@triton.jit
 def _find(
-    item, starts, lengths, tokens, sequences, reach, extra, fill, LEAST, BLOCK_Q, BLOCK_N, SPLIT, JOINS
+    item, starts, lengths, tokens, sequences, reach, extra, fill, base, OVER, BLOCK_Q, BLOCK_N, SPLIT, JOINS
 ):  # fmt: skip
     """Where an entry of the list is: its sequence, its place there, that one's first slot of partial results, a chunk.
 
-    A chunk is so many tiles of keys that all make at most `extra` entries more than there are tiles of queries, and at
-    least `LEAST` where the GPU has enough to do with them. `JOINS`: the list of tiles that were cut.
+    `JOINS`: the list of tiles that were cut.
     """
     chunk = tl.full((), 1 << 30, tl.int32)
     if SPLIT:
-        total = tl.full((), 0, tl.int64)
-        for first in range(0, sequences, _SEQUENCES):
-            at = first + tl.arange(0, _SEQUENCES)
-            queries, keys = _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q, BLOCK_N)
-            total += tl.sum(queries.to(tl.int64) * keys, 0)
-        wanted = tl.maximum((total + extra - 1) // extra, tl.minimum((total + fill - 1) // fill, LEAST))
-        chunk = tl.maximum(tl.minimum(wanted, 1 << 30), 1).to(tl.int32)
+        chunk = _chunk(starts, lengths, tokens, sequences, reach, extra, fill, base, OVER, BLOCK_Q, BLOCK_N)
     sequence, before, past, slot = 0, 0, 0, 0
     for first in range(0, sequences, _SEQUENCES):
         at = first + tl.arange(0, _SEQUENCES)
@@ -139,11 +172,11 @@ def _step(
     if MASKED:
         scores = tl.where(_seen(key, there, position, prefix, lows, highs, window, CAUSAL), scores, float("-inf"))
     new = tl.maximum(largest, tl.max(scores, 1))
-    base = new
+    level = new
     if MASKED:
-        base = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing yet
-    weights = tl.exp2(scores - base[:, None])
-    fade = tl.exp2(largest - base)
+        level = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing yet
+    weights = tl.exp2(scores - level[:, None])
+    fade = tl.exp2(largest - level)
     if not SHARED:
         v = tl.arange(0, BLOCK_V)
         mask = there[:, None]
@@ -218,20 +251,33 @@ def _pieces(x, real, CUT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constex
     return before, after
 
 
-@triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "pages", "reach", "extra", "fill", "window"])
+@triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "pages", "reach", "extra", "fill", "base", "window"])
 def attend(
     q, k_cache, v_cache, out, parts, sums, tables, starts, lengths, slopes, visible, ranges,
     q_strides, k_strides, v_strides, out_strides, scale, softcap, window,
-    tokens, sequences, blocks, pages, reach, extra, fill,
+    tokens, sequences, blocks, pages, reach, extra, fill, base,
     CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
-    PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr, VALUES: tl.constexpr, LEAST: tl.constexpr,
+    PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr, VALUES: tl.constexpr, OVER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> None:  # fmt: skip
     """One entry of the list."""
     HEAD_TILES: tl.constexpr = (GROUP + HEADS - 1) // HEADS
     sequence, inner, slot, chunk = _find(
-        tl.program_id(0), starts, lengths, tokens, sequences, reach, extra, fill, LEAST, BLOCK_Q, BLOCK_N, SPLIT, False
+        tl.program_id(0),
+        starts,
+        lengths,
+        tokens,
+        sequences,
+        reach,
+        extra,
+        fill,
+        base,
+        OVER,
+        BLOCK_Q,
+        BLOCK_N,
+        SPLIT,
+        False,
     )
     if sequence >= sequences:
         return
@@ -277,16 +323,29 @@ def attend(
         tl.store(sums + place * 2 + 1, weight, mask=real)
 
 
-@triton.jit(do_not_specialize=["tokens", "sequences", "pages", "reach", "extra", "fill"])
+@triton.jit(do_not_specialize=["tokens", "sequences", "pages", "reach", "extra", "fill", "base"])
 def join(
-    parts, sums, out, starts, lengths, out_strides, tokens, sequences, pages, reach, extra, fill,
-    GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, VALUES: tl.constexpr, LEAST: tl.constexpr,
+    parts, sums, out, starts, lengths, out_strides, tokens, sequences, pages, reach, extra, fill, base,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, VALUES: tl.constexpr, OVER: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> None:  # fmt: skip
     """The partial results of one tile that was cut: of every so many-th row."""
     HEAD_TILES: tl.constexpr = (GROUP + HEADS - 1) // HEADS
     sequence, tile, slot, chunk = _find(
-        tl.program_id(0), starts, lengths, tokens, sequences, reach, extra, fill, LEAST, BLOCK_Q, BLOCK_N, True, True
+        tl.program_id(0),
+        starts,
+        lengths,
+        tokens,
+        sequences,
+        reach,
+        extra,
+        fill,
+        base,
+        OVER,
+        BLOCK_Q,
+        BLOCK_N,
+        True,
+        True,
     )
     if sequence >= sequences:
         return
@@ -308,8 +367,8 @@ def join(
                 place = ((slot + split).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * ROWS + row
                 tops = tl.load(sums + place * 2, mask=there, other=float("-inf"))
                 new = tl.maximum(largest, tl.max(tops, 0))
-                base = tl.where(new == float("-inf"), 0.0, new)
-                fade, shares = tl.exp2(largest - base), tl.exp2(tops - base)
+                level = tl.where(new == float("-inf"), 0.0, new)
+                fade, shares = tl.exp2(largest - level), tl.exp2(tops - level)
                 mask = there[:, None] & (v < VALUES)[None, :]
                 values = tl.load(parts + place[:, None] * VALUES + v[None, :], mask=mask, other=0.0)
                 weights = shares * tl.load(sums + place * 2 + 1, mask=there, other=0.0)
