@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from bestiary_kernels import cache_write, embedding, gpu, rotary, rotary_cache_write
+from bestiary_kernels import cache_write, causal_conv, embedding, gpu, rotary, rotary_cache_write, selective_scan
 
 from .grid.interpreter import interpreted
 
@@ -58,3 +58,27 @@ def test_a_slot_outside_the_cache_is_not_written_and_its_token_is_turned(outside
     before, caches = k.clone(), torch.zeros(2, 5, 2, 5, 8)
     rotary_cache_write(q, k, v, TABLE, torch.tensor([1]), torch.tensor([outside]), *caches[:, 1:4])
     assert torch.equal(k[..., :3], -before[..., 3:6]) and not caches.any()
+
+
+@pytest.mark.parametrize("outside", [-1, 3, 2**40])
+def test_a_state_outside_is_zeros_where_it_is_read_and_not_written(outside: int) -> None:
+    x, columns, states = torch.randn(2, 8), torch.ones(5, 8, 3), torch.ones(5, 8, 4)  # the slots before and behind
+    read, write, starts = torch.tensor([outside, 2]), torch.tensor([1, outside]), torch.tensor([0, 1, 2]).int()
+    slots, b = (read, write, starts, torch.zeros(2, dtype=torch.bool)), torch.randn(2, 4)
+    y = causal_conv(x, torch.ones(8, 4), None, columns[1:4], *slots, act=None)
+    torch.testing.assert_close(y, torch.stack((x[0], x[1] + 3)))
+    assert torch.equal(columns[2], torch.stack((torch.zeros(8), torch.zeros(8), x[0]), 1))
+    y = selective_scan(x, torch.ones(2, 8), torch.zeros(8, 4), b, torch.ones(2, 4), torch.zeros(8), states[1:4], *slots)
+    torch.testing.assert_close(y, torch.stack((x[0] * b[0].sum(), 4 + x[1] * b[1].sum())))
+    torch.testing.assert_close(states[2], torch.outer(x[0], b[0]))
+    assert all((kept[[0, 1, 3, 4]] == 1).all() for kept in (columns, states))
+
+
+@pytest.mark.parametrize("starts", [[0, 5, 2], [-3, 1, 2], [0, 1, 9], [2, 1, 0], [7, 8, 9]])
+def test_starts_that_do_not_rise_with_the_tokens_touch_nothing_outside(starts: list[int]) -> None:
+    x, columns, states = torch.randn(4, 8), torch.ones(5, 8, 3), torch.ones(5, 8, 4)
+    rest = torch.tensor(starts).int(), torch.zeros(2, dtype=torch.bool)
+    slots, b = (torch.tensor([0, 1]), torch.tensor([2, 1]), *rest), torch.randn(4, 4)
+    causal_conv(x[1:3], torch.ones(8, 4), None, columns[1:4], *slots)
+    selective_scan(x[1:3], x[1:3], torch.zeros(8, 4), b[1:3], b[1:3], torch.zeros(8), states[1:4], *slots)
+    assert all((kept[[0, 1, 4]] == 1).all() for kept in (columns, states))

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["activation", "gated_activation"]
+__all__ = ["activated", "activation", "gated_activation"]
 
 _LONGEST = 1024
 
@@ -18,7 +18,7 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _activated(x, KIND: tl.constexpr):
+def activated(x, KIND: tl.constexpr) -> tl.tensor:
     """Act on float32."""
     if KIND == "silu":
         y = x * _sigmoid(x)
@@ -42,7 +42,7 @@ def _activate(x, y, width, row_stride, KIND: tl.constexpr, GATED: tl.constexpr, 
     row = (tl.program_id(0) // pieces).to(tl.int64)
     at = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
     x += row * row_stride
-    value = _activated(tl.load(x + at, mask=at < width, other=0.0).to(tl.float32), KIND)
+    value = activated(tl.load(x + at, mask=at < width, other=0.0).to(tl.float32), KIND)
     if GATED:
         value *= tl.load(x + width + at, mask=at < width, other=0.0).to(tl.float32)
     tl.store(y + row * width + at, value.to(y.dtype.element_ty), mask=at < width)

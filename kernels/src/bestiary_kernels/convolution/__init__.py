@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from bestiary_kernels import gpu, library
-from bestiary_kernels.activation.reference import ACTIVATIONS
+from bestiary_kernels.activation import PLAIN_KINDS
 from bestiary_kernels.convolution import reference
 from bestiary_kernels.states import are_known, check, fail
 
 __all__ = ["causal_conv"]
 
 _CALL = Struct("7q")  # ConvCall in cpu.cpp
-#: Activations that the C++ function knows, by its own numbers.
-_ACTS = {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 
 
 def causal_conv(
@@ -46,16 +44,15 @@ def causal_conv(
         raise ValueError(f"causal_conv: x {tuple(x_TC.shape)} and states {tuple(states.shape)} do not fit the weight")
     if bias_C is not None and bias_C.shape != (channels,):
         raise ValueError(f"causal_conv: bias {tuple(bias_C.shape)} is not one number for each of {channels} channels")
-    if act is not None and act not in ACTIVATIONS:
-        raise ValueError(f"causal_conv: act {act!r} is unknown; choose None or one of {', '.join(ACTIVATIONS)}")
+    if act is not None and act not in PLAIN_KINDS:
+        raise ValueError(f"causal_conv: act {act!r} is unknown; choose None or one of {', '.join(PLAIN_KINDS)}")
     given = (x_TC, weight_CK, bias_C, states, read_slots, write_slots, query_starts, fresh)
     if (on_gpu := gpu.kernels("convolution", x_TC)) is not None:
         found: Tensor = on_gpu.causal_conv(*given, act)
         return found
-    kernels, number = library.native(x_TC), _ACTS.get(act)
+    kernels, number = library.native(x_TC), -1 if act is None else PLAIN_KINDS[act]
     if (
         kernels is None
-        or number is None
         or not _are_known(x_TC, weight_CK, bias_C, states)
         or not are_known(states, read_slots, write_slots, query_starts, fresh)
     ):

@@ -5,7 +5,7 @@
 namespace {
 
 struct ConvCall {
-    int64_t tokens, sequences, channels, taps, slots, act;  // act: a number of _ACTS in __init__.py
+    int64_t tokens, sequences, channels, taps, slots, act;  // act: a number of PLAIN_KINDS, or -1
     int64_t x_stride;                                        // elements from one row to the next
 };
 
@@ -40,10 +40,12 @@ template <class S> SEPARATE void turn_back(const float* from, S* to, int64_t cha
 
 inline Floats acted(int64_t act, Floats x) {
     switch (act) {
-        case 0: return activated<SILU>(x);
-        case 1: return activated<GELU>(x);
-        case 2: return activated<GELU_TANH>(x);
-        case 3: return activated<RELU>(x);
+        case SILU: return activated<SILU>(x);
+        case GELU: return activated<GELU>(x);
+        case GELU_TANH: return activated<GELU_TANH>(x);
+        case RELU: return activated<RELU>(x);
+        case RELU2: return activated<RELU2>(x);
+        case QUICK_GELU: return activated<QUICK_GELU>(x);
     }
     return x;
 }

@@ -9,28 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary_kernels.activation.triton import activated
+
 __all__ = ["causal_conv"]
 
 _FEW, _MANY = 4, 32
 _CHANNELS = 64
-
-
-@triton.jit
-def _act(x, ACT: tl.constexpr):
-    if ACT == "silu":
-        x = x * tl.sigmoid(x)
-    elif ACT == "gelu":
-        x = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
-    elif ACT == "gelu_tanh":  # x (1 + tanh u) / 2 is x sigmoid(2u)
-        x = x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
-    elif ACT == "relu":
-        x = tl.where(x < 0, 0.0, x)  # a NaN stays
-    elif ACT == "relu2":
-        x = tl.where(x < 0, 0.0, x)
-        x = x * x
-    elif ACT == "quick_gelu":
-        x = x * tl.sigmoid(1.702 * x)
-    return x
 
 
 @triton.jit
@@ -110,7 +94,9 @@ def _causal_conv(
         )
     at = token.to(tl.int64)[:, None] * channels + channel[None, :]
     is_own = ((token >= begin) & (token < end))[:, None] & is_channel[None, :]
-    tl.store(y + at, _act(total, ACT).to(y.dtype.element_ty), mask=is_own)
+    if ACT is not None:
+        total = activated(total, ACT)
+    tl.store(y + at, total.to(y.dtype.element_ty), mask=is_own)
 
     if (block == 0) & (TAPS > 1):
         place = tl.arange(0, PLACES)
