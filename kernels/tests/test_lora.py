@@ -6,10 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bestiary_kernels import Arena, Tape, add_rms_norm, library, lora
+from bestiary_kernels import Arena, Tape, add_rms_norm, gpu, library, lora
 from bestiary_kernels.lora import _operator
 
 from .cases import assert_rounds_to
+from .grid.interpreter import interpreted
 
 DTYPES = [torch.float32, torch.bfloat16]
 BACKENDS = library.status().available
@@ -178,6 +179,22 @@ def test_slots_ranks_and_starts_outside_are_refused_and_nothing_is_written(backe
         unused = torch.tensor([[4, 8], [9, 0]], dtype=torch.int32)
         lora(y, x, torch.tensor([0, -1, 0], dtype=torch.int32), down, up, unused, starts)
     assert torch.equal(y[1], before[1])
+
+
+@pytest.mark.skipif(not gpu.is_installed(), reason="Triton is not installed")
+@pytest.mark.parametrize("times", [1, 50])
+def test_on_a_gpu_slots_and_ranks_outside_leave_rows_and_parts_as_they_are(times: int) -> None:
+    slots = [0, 2, 1, -7, 2**31 - 1] * times
+    y, x, slots_T, down, up, _, starts = a_batch(slots, ranks=[[4, 8], [2, 0]], widths=[30, 12])
+    wrong = torch.tensor([[4, 9], [-1, 2]], dtype=torch.int32)
+    down.nan_to_num_(), up.nan_to_num_()
+    before = y.clone()
+    with interpreted():
+        lora(y, x, slots_T, down, up, wrong, starts)
+    known = torch.tensor([slot if slot in (0, 1) else -1 for slot in slots], dtype=torch.int32)
+    correct = expected(before, x, known, down, up, torch.tensor([[4, 0], [0, 2]], dtype=torch.int32), starts)
+    assert_rounds_to(y, correct, floor=1e-4)
+    assert torch.equal(y[known < 0], before[known < 0])
 
 
 def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary_kernels import moe, route
+from bestiary_kernels import Tape, gpu, library, moe, route
 from bestiary_kernels.activation.reference import ACTIVATIONS
 from bestiary_kernels.moe import _operator, _route_operator
 
 from .cases import assert_rounds_to
+from .grid.interpreter import interpreted
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -73,6 +74,64 @@ def test_route_is_deepseeks_group_limited_router(groups: int, top_groups: int) -
     torch.testing.assert_close(weights_TE, expected_TE)
 
 
+@pytest.mark.parametrize(("groups", "top_groups"), [(1, 1), (4, 2), (8, 4)])
+def test_route_is_deepseek_v3s_router_with_a_correction_bias(groups: int, top_groups: int) -> None:
+    module = pytest.importorskip("transformers.models.deepseek_v3.modeling_deepseek_v3")
+    config = module.DeepseekV3Config(
+        hidden_size=32,
+        n_routed_experts=32,
+        num_experts_per_tok=4,
+        n_group=groups,
+        topk_group=top_groups,
+        routed_scaling_factor=2.5,
+        norm_topk_prob=True,
+    )
+    router = module.DeepseekV3TopkRouter(config)
+    torch.nn.init.normal_(router.weight, std=0.3)
+    torch.nn.init.normal_(router.e_score_correction_bias, std=0.2)
+    logits, expected_weights, expected_experts = router(torch.randn(60, 32))
+    weights, experts = route(
+        logits,
+        4,
+        renormalise=True,
+        scale=2.5,
+        groups=groups,
+        top_groups=top_groups,
+        scoring="sigmoid",
+        bias_E=router.e_score_correction_bias,
+        group_by="best_two",
+    )
+    weights_TE, expected_TE = (
+        torch.zeros(60, 32).scatter_(1, chosen, weight)
+        for weight, chosen in ((weights, experts), (expected_weights, expected_experts))
+    )
+    torch.testing.assert_close(weights_TE, expected_TE)
+
+
+@pytest.mark.parametrize("jitter", [0.01, 0.2])
+def test_route_is_phimoes_sparsemixer(jitter: float) -> None:
+    module = pytest.importorskip("transformers.models.phimoe.modeling_phimoe")
+    logits = torch.cat((torch.randn(60, 16), torch.randn(20, 16) - 6))
+    logits[:20, 3] = logits[:20].amax(-1) * 0.99  # near the best, on either side of the smaller threshold
+    expected_weights, expected_experts = module.sparsemixer(logits, jitter, training=False)
+    weights, experts = route(logits, 2, renormalise=False, scoring="sparsemixer", jitter=jitter)
+    assert torch.equal(experts, expected_experts)
+    torch.testing.assert_close(weights, expected_weights)
+
+
+@pytest.mark.parametrize("backend", ["reference", *library.status().available[1:], "triton"])
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sparsemixer"])
+def test_of_equal_experts_the_first_is_chosen_and_nan_chooses_different_ones(backend: str, scoring: str) -> None:
+    if backend == "triton" and not gpu.is_installed():
+        pytest.skip("Triton is not installed")
+    logits = torch.tensor([[1.0, 2, 2, 0, 2, 1, 1], [float("nan")] * 7, [0.0] * 7])
+    with interpreted() if backend == "triton" else library.using(backend):
+        weights, experts = route(logits, 4, renormalise=False, scoring=scoring)
+    assert experts[0].tolist() == [1, 2, 4, 0] and experts[2].tolist() == [0, 1, 2, 3]
+    assert len(set(experts[1].tolist())) == 4 and set(experts[1].tolist()) <= set(range(7))
+    assert weights[[0, 2]].isfinite().all()
+
+
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_token_gets_its_best_experts_in_order(dtype: torch.dtype, renormalise: bool) -> None:
@@ -126,11 +185,65 @@ def test_an_expert_outside_the_weights_is_refused(expert: int) -> None:
         moe(torch.randn(1, 8), *weights_of(4, 8, 6), torch.ones(1, 1), torch.tensor([[expert]]))
 
 
+@pytest.mark.skipif(not gpu.is_installed(), reason="Triton is not installed")
+def test_on_a_gpu_an_expert_outside_the_weights_says_nothing() -> None:
+    gate_up, down = weights_of(4, 24, 6)
+    x, weights = torch.randn(3, 24), torch.rand(3, 2)
+    experts = torch.tensor([[0, 4], [-1, 3], [2**40, -(2**40)]])
+    inside = (experts >= 0) & (experts < 4)
+    with interpreted():
+        y = moe(x, gate_up, down, weights, experts)
+    correct = moe(x, gate_up, down, weights * inside, experts.where(inside, 0))
+    assert_rounds_to(y, correct)
+    assert torch.equal(y[2], torch.zeros(24))
+
+
+@pytest.mark.skipif(library.active() is None, reason="no C++ library is in use")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_replay_follows_the_router(dtype: torch.dtype) -> None:
+    gate_up, down = weights_of(8, 32, 16, dtype)
+    logits, x = torch.randn(5, 8).to(dtype), torch.randn(5, 32).to(dtype)
+
+    def step() -> Tensor:
+        return moe(x, gate_up, down, *route(logits, 2, renormalise=True, scoring="sigmoid"))
+
+    _, tape = Tape.record(step)
+    assert tape is not None
+    for _ in range(3):
+        logits.copy_(torch.randn(5, 8))
+        assert torch.equal(tape.replay().clone(), step())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_work_that_threads_share_loses_nothing(variant: str, threads: int) -> None:
+    gate_up, down = weights_of(6, 200, 90)
+    x, chosen = torch.randn(21, 200), route(torch.randn(21, 6), 2, renormalise=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        y = moe(x, gate_up, down, *chosen)
+    finally:
+        torch.set_num_threads(before)
+    with library.using("reference"):
+        torch.testing.assert_close(y, moe(x, gate_up, down, *chosen), rtol=1e-5, atol=1e-5)
+
+
 def test_numbers_and_shapes_that_do_not_fit_are_refused() -> None:
     logits = torch.randn(2, 8)
     for wrong in ({"top_k": 9}, {"top_k": 0}, {"groups": 3}, {"groups": 4, "top_groups": 5}, {"groups": 4, "top_k": 3}):
         with pytest.raises(ValueError, match="route"):
             route(logits, **{"top_k": 2, "renormalise": True, **wrong})
+    for unfit in (
+        {"scoring": "entmax"},
+        {"group_by": "worst"},
+        {"softmax_last": True, "scoring": "sigmoid"},
+        {"scoring": "sparsemixer", "groups": 2},
+        {"scoring": "sparsemixer", "bias_E": torch.zeros(8)},
+        {"bias_E": torch.zeros(7)},
+        {"groups": 8, "top_groups": 4, "group_by": "best_two"},
+    ):
+        with pytest.raises(ValueError, match="route"):
+            route(logits, 2, renormalise=True, **unfit)
     gate_up, down = weights_of(4, 8, 6)
     chosen = torch.ones(3, 2), torch.zeros(3, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match="moe: the shapes"):
@@ -146,6 +259,8 @@ def test_numbers_and_shapes_that_do_not_fit_are_refused() -> None:
 def test_the_operators_pass_torchs_checks() -> None:
     logits = torch.randn(5, 8)
     torch.library.opcheck(_route_operator, (logits, 2, True, 1.0, 4, 2, False))
+    of_v3 = (logits, 2, True, 1.0, 4, 2, False, "sigmoid", torch.randn(8), "best_two", 0.0)
+    torch.library.opcheck(_route_operator, of_v3)
     chosen = route(logits, 2, renormalise=True)
     torch.library.opcheck(_operator, (torch.randn(5, 6), *weights_of(8, 6, 4), *chosen, "silu"))
     meta = torch.empty(5, 8, device="meta")

@@ -22,4 +22,42 @@ template <> struct Along<bf16> {
 };
 #endif
 
+// A number of rows that the compiler knows.
+template <int n> struct Known {
+    static constexpr int rows = n;
+};
+
+// Rows whose sums the registers hold beside a few lines of weights.
+constexpr int MOST_TOGETHER = 6;
+
+template <class Body> inline void with_known(int64_t rows, Body body) {
+    switch (rows) {
+        case 1: return body(Known<1>{});
+        case 2: return body(Known<2>{});
+        case 3: return body(Known<3>{});
+        case 4: return body(Known<4>{});
+        case 5: return body(Known<5>{});
+        case 6: return body(Known<6>{});
+    }
+}
+
+// Of every four lanes the two from `from` on, of a vector and of a second one: in turns, or one vector after the other.
+inline Ints pairs_of(int from, bool in_turns) {
+    Ints index{};
+    for (int i = 0; i < W; ++i) {
+        const int place = i % 4, second = in_turns ? place % 2 : place / 2;
+        index[i] = i - place + from + (in_turns ? place / 2 : place % 2) + second * W;
+    }
+    return index;
+}
+
+// The sums of four vectors, in the first four lanes: together they cost little more than one.
+inline Floats sums_of(Floats a, Floats b, Floats c, Floats d) {
+    const Floats ab = __builtin_shuffle(a, b, pairs_of(0, true)) + __builtin_shuffle(a, b, pairs_of(2, true));
+    const Floats cd = __builtin_shuffle(c, d, pairs_of(0, true)) + __builtin_shuffle(c, d, pairs_of(2, true));
+    Floats all = __builtin_shuffle(ab, cd, pairs_of(0, false)) + __builtin_shuffle(ab, cd, pairs_of(2, false));
+    for (int step = W / 2; step >= 4; step /= 2) all += __builtin_shuffle(all, lanes() ^ step);
+    return all;
+}
+
 }  // namespace

@@ -12,8 +12,17 @@ def softmax_router() -> None:
 
 def grouped_router() -> None:
     route(torch.empty(8, 160), 6, renormalise=False, groups=8, top_groups=3, scale=16.0)
-    numbers = {"renormalise": True, "groups": 8, "top_groups": 4, "scale": 2.5}
-    route(torch.empty(8, 256), 8, scoring="sigmoid", bias_E=torch.empty(256), group_by="best_two", **numbers)
+    route(
+        torch.empty(8, 256),
+        8,
+        renormalise=True,
+        scale=2.5,
+        groups=8,
+        top_groups=4,
+        scoring="sigmoid",
+        bias_E=torch.empty(256),
+        group_by="best_two",
+    )
 
 
 def sparsemixer_router() -> None:

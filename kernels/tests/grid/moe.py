@@ -1,5 +1,7 @@
 """Routers and mixtures of experts."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from bestiary_kernels import moe, route
 
 from .draw import DTYPES, Draw, case, close, normal
 
-_ACTS = {
+_ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
     "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),

@@ -21,15 +21,10 @@ struct LoraGroup {
     int32_t first, count, slot, eldest, fellows;
 };
 
-// A number of rows that the compiler knows.
-template <int n> struct Known {
-    static constexpr int rows = n;
-};
-
 template <class T> struct Lora {
     typedef Along<T> Inputs;
     // Rows that go together, and what the registers hold beside them: ranks in the first pass, vectors in the second.
-    static constexpr int ROWS = 6, WIDE = W == 16 ? 4 : 2;
+    static constexpr int ROWS = MOST_TOGETHER, WIDE = W == 16 ? 4 : 2;
     // Columns that one thread takes at a time, and how far ahead a rank's columns are asked for.
     static constexpr int64_t PIECE = 512, AHEAD = 512 / sizeof(T);
     // Multiplications below which a region costs more than it gains.
@@ -48,17 +43,6 @@ template <class T> struct Lora {
     int64_t inner_stride() const { return call.parts * call.most_rank; }
     float* inner_of(int64_t place, int64_t part) const {
         return inner + place * inner_stride() + part * call.most_rank;
-    }
-
-    template <class Body> static void by_rows(const LoraGroup& group, Body body) {
-        switch (group.count) {
-            case 1: return body(Known<1>{});
-            case 2: return body(Known<2>{});
-            case 3: return body(Known<3>{});
-            case 4: return body(Known<4>{});
-            case 5: return body(Known<5>{});
-            case 6: return body(Known<6>{});
-        }
     }
 
     // The last inputs, fewer than a step.
@@ -100,7 +84,7 @@ template <class T> struct Lora {
         if (ranks <= 0) return;
         const T* const at = down + ((group.slot * call.parts + part) * call.most_rank + first) * call.inputs;
         float* const to = inner_of(group.first, part) + first;
-        by_rows(group, [&](auto known) { shrink<decltype(known)::rows>(order + group.first, at, to, ranks); });
+        with_known(group.count, [&](auto known) { shrink<decltype(known)::rows>(order + group.first, at, to, ranks); });
     }
 
     // The first wide * W columns of each row += from[row] . at
@@ -163,7 +147,7 @@ template <class T> struct Lora {
             const int64_t end = smaller<int64_t>(tables.starts[part + 1], piece + PIECE);
             if (!ranks || begin >= end) continue;
             const float* const from = inner_of(group.first, part);
-            by_rows(group, [&](auto known) {
+            with_known(group.count, [&](auto known) {
                 expand<decltype(known)::rows>(order + group.first, from, at, ranks, begin, end);
             });
         }

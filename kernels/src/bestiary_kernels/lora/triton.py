@@ -221,4 +221,4 @@ def lora(y: Tensor, x: Tensor, slots: Tensor, down: Tensor, up: Tensor, ranks: T
         tiles = triton.cdiv(rows, _TILE)
         depth = 256 // x.element_size()
         _shrink_tile[(tiles, blocks)](*shrunk, TILE=_TILE, RANKS=_RANKS, DEPTH=depth, num_stages=4)
-        _expand_tile[(tiles, triton.cdiv(columns, 128))](*expanded, TILE=_TILE, RANKS=_RANKS, COLUMNS=128)
+        _expand_tile[(tiles, triton.cdiv(columns, 64))](*expanded, TILE=_TILE, RANKS=_RANKS, COLUMNS=64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bestiary_kernels import gpu, library
 from bestiary_kernels.activation import KINDS
-from bestiary_kernels.moe import reference, sorted_moe
+from bestiary_kernels.moe import reference
 
 __all__ = ["GROUP_RULES", "SCORINGS", "moe", "route"]
 
@@ -21,8 +21,9 @@ GROUP_RULES = ("best", "best_two")
 
 _LOGITS = len(SCORINGS)  # in place of a scoring: the softmax comes last
 _MOST_EXPERTS = 1024  # MOST_EXPERTS in router/cpu.cpp
-#: From so many tokens for each expert torch's products, one expert after the other, are faster than ours (measured).
-_MANY_TOKENS = 32
+#: Up to so many tokens for each expert ours are faster than torch's products, one expert after the other (measured with
+#: 768 x 1536 and 1024 x 512); without dot products of bfloat16 up to fewer.
+_MOST_TOKENS, _MOST_TOKENS_WITHOUT = 128, 24
 _ROUTE_CALL, _MOE_CALL = Struct("9q2d"), Struct("6q")  # RouteCall and MoeCall
 
 
@@ -151,11 +152,14 @@ def moe(
         made: Tensor = on_gpu.moe(x_TD, gate_up, down, weights_Tk, experts_Tk, act)
         return made
     kernels, is_bf16 = library.native(x_TD), library.IS_BF16.get(x_TD.dtype)
-    if kernels is None or is_bf16 is None or not _is_known(x_TD, gate_up, down, weights_Tk, experts_Tk):
+    if (
+        kernels is None
+        or is_bf16 is None
+        or not _is_known(x_TD, gate_up, down, weights_Tk, experts_Tk)
+        or tokens * top_k > experts * (_MOST_TOKENS if kernels.variant == "avx512_bf16" else _MOST_TOKENS_WITHOUT)
+    ):
         function = _operator if library.is_traced(x_TD) else reference.moe
         return function(x_TD, gate_up, down, weights_Tk, experts_Tk, act)
-    if tokens * top_k > _MANY_TOKENS * experts:
-        return sorted_moe.moe(x_TD, gate_up, down, weights_Tk, experts_Tk, act)
     y = x_TD.new_empty((tokens, width))
     failed = kernels.moe(
         is_bf16,

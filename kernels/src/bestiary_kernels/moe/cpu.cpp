@@ -24,9 +24,8 @@ struct Bucket {
 template <class T, int kind> struct Moe {
     typedef Along<T> Inputs;
     // Tokens that go together, the lines of weights that the registers hold beside them, and lines of one item.
-    static constexpr int TOKENS = 6, LINES = W == 16 ? 4 : 2, BLOCK = 16;
+    static constexpr int TOKENS = MOST_TOGETHER, LINES = W == 16 ? 4 : 2, BLOCK = 16;
     static constexpr int64_t WORTH_SHARING = 65536;
-    typedef float Sums[TOKENS][LINES];
 
     const MoeCall& call;
     const MoeChoices& choices;
@@ -38,9 +37,10 @@ template <class T, int kind> struct Moe {
     T* hidden = nullptr;       // [choices in the order of their experts, inner]
     int64_t count = 0;
 
-    // to[token][line] = from[token] . lines[line]. `next` is how far beyond them the lines lie that come after.
+    // to[token * stride + line] = from[token] . lines[line]. `next` is how far beyond them the lines lie that come after.
     template <int tokens>
-    static void multiply(const T* const* from, const T* const* lines, int64_t inputs, int64_t next, Sums& to) {
+    static void multiply(const T* const* from, const T* const* lines, int64_t inputs, int64_t next, float* to,
+                         int64_t stride) {
         Floats sum[tokens][LINES] = {};
         int64_t k = 0;
         const auto add = [&](auto take) {
@@ -60,66 +60,64 @@ template <class T, int kind> struct Moe {
             add([](const T* at) { return Inputs::take(at); });
         }
         if (const int rest = int(inputs - k)) add([=](const T* at) { return Inputs::take_part(at, rest); });
-        for (int token = 0; token < tokens; ++token)
-            for (int line = 0; line < LINES; ++line) to[token][line] = sum_of(sum[token][line]);
-    }
-
-    static void multiply_some(int64_t tokens, const T* const* from, const T* const* lines, int64_t inputs,
-                              int64_t next, Sums& to) {
-        switch (tokens) {
-            case 1: return multiply<1>(from, lines, inputs, next, to);
-            case 2: return multiply<2>(from, lines, inputs, next, to);
-            case 3: return multiply<3>(from, lines, inputs, next, to);
-            case 4: return multiply<4>(from, lines, inputs, next, to);
-            case 5: return multiply<5>(from, lines, inputs, next, to);
-            case 6: return multiply<6>(from, lines, inputs, next, to);
+        for (int token = 0; token < tokens; ++token, to += stride) {
+            if constexpr (LINES == 4) {
+                const Floats four = sums_of(sum[token][0], sum[token][1], sum[token][2], sum[token][3]);
+                memcpy(to, &four, 4 * sizeof *to);
+            } else {
+                for (int line = 0; line < LINES; ++line) to[line] = sum_of(sum[token][line]);
+            }
         }
     }
 
-    // body(first place, count) for groups of nearly equal size.
+    // body(first place, count) for groups of nearly equal size; the compiler knows the count.
     template <class Body> static void by_groups(const Bucket& bucket, Body body) {
         const int64_t groups = (bucket.count + TOKENS - 1) / TOKENS;
         for (int64_t i = 0; i < groups; ++i) {
-            const int64_t begin = bucket.count * i / groups;
-            body(bucket.first + begin, bucket.count * (i + 1) / groups - begin);
+            const int64_t begin = bucket.count * i / groups, end = bucket.count * (i + 1) / groups;
+            with_known(end - begin, [&](auto known) { body(bucket.first + begin, known); });
         }
     }
 
-    static Floats rounded(const float* from, int n) {
+    static Floats rounded(const float* from) {
         T whole[W];
-        store(whole, load_part(from, n));
+        store(whole, load(from));
         return load(whole);
+    }
+
+    // Which of two vectors' lanes are gates, or ups: they come by halves of the lines of one product.
+    static Ints half_of(int which) {
+        constexpr int half = LINES / 2;
+        return lanes() / half * LINES + lanes() % half + which * half;
     }
 
     // A block of inner numbers for every token of an expert.
     void hide(const Bucket& bucket, int64_t start) const {
         const int lines = int(smaller<int64_t>(BLOCK, call.inner - start));
         const T* const gate = gate_up + (bucket.expert * 2 * call.inner + start) * call.width;
-        const T* const up = gate + call.inner * call.width;
-        by_groups(bucket, [&](int64_t first, int64_t tokens) {
-            const T *from[TOKENS], *at[LINES];
-            float gates[TOKENS][BLOCK], ups[TOKENS][BLOCK];
-            for (int64_t i = 0; i < tokens; ++i) from[i] = x + order[first + i] / call.top_k * call.x_stride;
-            constexpr int half = LINES / 2;
-            for (int line = 0; line < lines; line += half) {
-                for (int i = 0; i < half; ++i) {
-                    const int64_t offset = smaller(line + i, lines - 1) * call.width;
-                    at[i] = gate + offset, at[half + i] = up + offset;
-                }
-                Sums found;
-                multiply_some(tokens, from, at, call.width, half * call.width, found);
-                for (int64_t token = 0; token < tokens; ++token)
-                    for (int i = 0; i < half && line + i < lines; ++i) {
-                        gates[token][line + i] = found[token][i];
-                        ups[token][line + i] = found[token][half + i];
-                    }
+        by_groups(bucket, [&](int64_t first, auto known) { hide_group<decltype(known)::rows>(first, gate, start, lines); });
+    }
+
+    template <int tokens> void hide_group(int64_t first, const T* gate, int64_t start, int lines) const {
+        constexpr int half = LINES / 2;
+        const T *from[tokens], *at[LINES], *const up = gate + call.inner * call.width;
+        for (int i = 0; i < tokens; ++i) from[i] = x + order[first + i] / call.top_k * call.x_stride;
+        float both[tokens][2 * BLOCK];
+        if (lines < BLOCK) memset(both, 0, sizeof both);
+        for (int line = 0; line < lines; line += half) {
+            for (int i = 0; i < half; ++i) {
+                const int64_t offset = smaller(line + i, lines - 1) * call.width;
+                at[i] = gate + offset, at[half + i] = up + offset;
             }
-            for (int64_t token = 0; token < tokens; ++token)
-                over_vectors(lines, [&](int64_t i, int n) {
-                    const Floats act = activated<kind>(rounded(gates[token] + i, n));
-                    store_up_to(hidden + (first + token) * call.inner + start + i, act * rounded(ups[token] + i, n), n);
-                });
-        });
+            multiply<tokens>(from, at, call.width, half * call.width, both[0] + 2 * line, 2 * BLOCK);
+        }
+        for (int token = 0; token < tokens; ++token)
+            over_vectors(lines, [&](int64_t i, int n) {
+                const Floats a = rounded(both[token] + 2 * i), b = rounded(both[token] + 2 * i + W);
+                const Floats act = activated<kind>(__builtin_shuffle(a, b, half_of(0)));
+                T* const to = hidden + (first + token) * call.inner + start + i;
+                store_up_to(to, act * __builtin_shuffle(a, b, half_of(1)), n);
+            });
     }
 
     // A block of y's columns for every token, from all experts.
@@ -137,21 +135,25 @@ template <class T, int kind> struct Moe {
 
     void add_expert(const Bucket& bucket, int64_t start, int lines) const {
         const T* const weight = down + (bucket.expert * call.width + start) * call.inner;
-        by_groups(bucket, [&](int64_t first, int64_t tokens) {
-            const T *from[TOKENS], *at[LINES];
-            for (int64_t i = 0; i < tokens; ++i) from[i] = hidden + (first + i) * call.inner;
-            for (int line = 0; line < lines; line += LINES) {
-                for (int i = 0; i < LINES; ++i) at[i] = weight + smaller(line + i, lines - 1) * call.inner;
-                Sums found;
-                multiply_some(tokens, from, at, call.inner, LINES * call.inner, found);
-                for (int64_t token = 0; token < tokens; ++token) {
-                    const int64_t choice = order[first + token];
-                    float* const to = sums + choice / call.top_k * call.width + start + line;
-                    const Floats said = rounded(found[token], LINES) * choices.weights[choice];
-                    for (int i = 0; i < LINES && line + i < lines; ++i) to[i] += said[i];
-                }
-            }
-        });
+        by_groups(bucket, [&](int64_t first, auto known) { add_group<decltype(known)::rows>(first, weight, start, lines); });
+    }
+
+    template <int tokens> void add_group(int64_t first, const T* weight, int64_t start, int lines) const {
+        const T *from[tokens], *at[LINES];
+        for (int i = 0; i < tokens; ++i) from[i] = hidden + (first + i) * call.inner;
+        float said[tokens][BLOCK];
+        if (lines < BLOCK) memset(said, 0, sizeof said);
+        for (int line = 0; line < lines; line += LINES) {
+            for (int i = 0; i < LINES; ++i) at[i] = weight + smaller(line + i, lines - 1) * call.inner;
+            multiply<tokens>(from, at, call.inner, LINES * call.inner, said[0] + line, BLOCK);
+        }
+        for (int token = 0; token < tokens; ++token) {
+            const int64_t choice = order[first + token];
+            float* const to = sums + choice / call.top_k * call.width + start;
+            over_vectors(lines, [&](int64_t i, int n) {
+                store_up_to(to + i, load_up_to(to + i, n) + rounded(said[token] + i) * choices.weights[choice], n);
+            });
+        }
     }
 
     bool has_memory() {

@@ -77,13 +77,15 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tens
 
     In float32 this equals the eager experts of transformers' Mixtral; in bfloat16 theirs round after each expert.
     """
-    chosen = sorted(set(experts.flatten().tolist()))
-    if chosen and (chosen[0] < 0 or chosen[-1] >= len(gate_up)):
+    chosen = experts.flatten()
+    if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= len(gate_up)):
         library.fail("moe", library.BAD_EXPERT)
     y = x.new_zeros(x.shape, dtype=torch.float32)
-    for expert in chosen:
-        token, place = (experts == expert).nonzero(as_tuple=True)
-        hidden = gated_activation(functional.linear(x[token], gate_up[expert]), act)
-        said = functional.linear(hidden, down[expert]).float()
-        y.index_add_(0, token, said * weights[token, place, None])
+    sizes = chosen.bincount(minlength=len(gate_up)).tolist()
+    for expert, places in enumerate(torch.split(chosen.argsort(stable=True), sizes)):
+        if len(places):
+            token = places // experts.shape[1]
+            hidden = gated_activation(functional.linear(x[token], gate_up[expert]), act)
+            said = functional.linear(hidden, down[expert]).float()
+            y.index_add_(0, token, said * weights.flatten()[places, None])
     return y.to(x.dtype)

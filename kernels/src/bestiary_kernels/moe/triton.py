@@ -169,14 +169,17 @@ def _add(said, weights, experts, y, top_k, count, width, BLOCK: tl.constexpr):
     tl.store(y + token * width + at, sums.to(y.dtype.element_ty), mask=at < width)
 
 
-def _sizes(choices: int, experts: int, itemsize: int) -> dict[str, int]:
-    """What a program computes, by the tokens that an expert gets on average: few read weights, many multiply."""
+def _sizes(choices: int, experts: int, itemsize: int) -> tuple[int, int, dict[str, int]]:
+    """The columns of a program in both products, and what else it computes with.
+
+    By the tokens that an expert gets on average: few read weights, many multiply.
+    """
     average = choices // experts
     if average <= 32:
-        rows, columns, depth, warps = (16 if average <= 8 else 32), 32, 256 // itemsize, 4
-    else:
-        rows, columns, depth, warps = (64 if average <= 96 else 128), 64, 128 // itemsize, 4 if average <= 96 else 8
-    return {"ROWS": rows, "COLUMNS": columns, "DEPTH": depth, "num_warps": warps, "num_stages": 4}
+        sizes = {"ROWS": 16 if average <= 8 else 32, "DEPTH": 256 // itemsize, "num_warps": 4}
+        return 32, 32, {**sizes, "num_stages": 4}
+    sizes = {"ROWS": 64, "num_warps": 4} if average <= 96 else {"ROWS": 128, "num_warps": 8}
+    return 64, 128 if itemsize == 2 else 64, {**sizes, "DEPTH": 128 // itemsize, "num_stages": 4}
 
 
 def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor, act: str) -> Tensor:
@@ -197,15 +200,16 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tens
     hidden = torch.empty((choices, inner), dtype=x.dtype, device=x.device)
     said = torch.empty((choices, width), dtype=x.dtype, device=x.device)
     _sort[(count,)](experts, order, starts, choices, count, BLOCK=128 if choices <= 128 else 1024)
-    sizes = _sizes(choices, count, x.element_size())
-    rows, columns = sizes["ROWS"], sizes["COLUMNS"]
+    hide_columns, say_columns, sizes = _sizes(choices, count, x.element_size())
+    rows = sizes["ROWS"]
     # Every expert that somebody chose may have one tile that is not full.
     tiles = (choices + min(count, choices) * (rows - 1)) // rows
     told = {**sizes, "COUNT": triton.next_power_of_2(count), "TOGETHER": _TOGETHER}
-    grid = (tiles * triton.cdiv(inner, columns),)
-    _hide[grid](x, gate_up, hidden, order, starts, tiles, x.stride(0), top_k, count, width, inner, KIND=act, **told)
-    grid = (tiles * triton.cdiv(width, columns),)
-    _say[grid](hidden, down, said, order, starts, tiles, count, width, inner, **told)
+    shape = (tiles, x.stride(0), top_k, count, width, inner)
+    grid = (tiles * triton.cdiv(inner, hide_columns),)
+    _hide[grid](x, gate_up, hidden, order, starts, *shape, KIND=act, COLUMNS=hide_columns, **told)
+    grid = (tiles * triton.cdiv(width, say_columns),)
+    _say[grid](hidden, down, said, order, starts, tiles, count, width, inner, COLUMNS=say_columns, **told)
     block = min(1024, triton.next_power_of_2(width))
     _add[(tokens * triton.cdiv(width, block),)](said, weights, experts, y, top_k, count, width, BLOCK=block)
     return y

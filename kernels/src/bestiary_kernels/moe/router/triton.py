@@ -31,7 +31,7 @@ def _scores(x, WAY: tl.constexpr):
     if WAY == "sigmoid":
         y = 1 / (1 + tl.exp(-x))
     if WAY == "softmax":
-        parts = tl.exp(x - tl.max(x))
+        parts = tl.exp(x - tl.maximum(tl.max(x), _LOWEST))
         y = parts / tl.sum(parts)
     return y
 
@@ -89,7 +89,7 @@ def _route(
         expert = _first_best(keys, index)
         weight = tl.sum(tl.where(index == expert, tl.where(known, scores, 0.0), 0.0))
         if WAY == "sparsemixer":
-            left = known & (keys > float("-inf")) & (scores > float("-inf"))
+            left = known & (keys > float("-inf")) & (scores != float("-inf"))
             sizes = tl.where(left, tl.maximum(tl.abs(scores), weight), 1.0)
             sizes = tl.where(sizes == 0.0, 1.0, sizes)
             # Correctly rounded: an expert may lie exactly at the threshold.
