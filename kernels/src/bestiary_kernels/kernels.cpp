@@ -11,6 +11,7 @@
 #include "moe/router/cpu.cpp"
 #include "norm/cpu.cpp"
 #include "quantised/cpu.cpp"
+#include "quantised/pack.cpp"
 #include "rotary/cpu.cpp"
 #include "sampling/cpu.cpp"
 #include "scan/cpu.cpp"

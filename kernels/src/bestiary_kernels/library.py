@@ -62,6 +62,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "moe": [_INT, _INT, *[_POINTER] * 7],
     "causal_conv": [_INT, _INT, *[_POINTER] * 10],
     "selective_scan": [_INT, *[_POINTER] * 14],
+    "quantise": [_INT, _INT, *[_POINTER] * 3, *[_SIZE] * 3],
     "quantised_linear": [_POINTER, _POINTER, _POINTER, _SIZE],
     "read_memory": [_POINTER, _SIZE, _INT],
     "replay": [_POINTER, _SIZE, _POINTER],
