@@ -15,6 +15,7 @@ from bestiary_kernels.lora import lora
 from bestiary_kernels.measure import matmul_flops, read_bandwidth
 from bestiary_kernels.moe import moe, route
 from bestiary_kernels.norm import add_layer_norm, add_rms_norm
+from bestiary_kernels.quantised import QuantisedLinear, dequantise, quantise
 from bestiary_kernels.rotary import rotary, rotary_cache_write
 from bestiary_kernels.scan import selective_scan
 from bestiary_kernels.tape import Arena, Tape
@@ -22,6 +23,7 @@ from bestiary_kernels.tape import Arena, Tape
 __all__ = [
     "Arena",
     "PackedLinear",
+    "QuantisedLinear",
     "Status",
     "Tape",
     "activation",
@@ -29,6 +31,7 @@ __all__ = [
     "add_rms_norm",
     "cache_write",
     "causal_conv",
+    "dequantise",
     "embedding",
     "gated_activation",
     "gpu",
@@ -37,6 +40,7 @@ __all__ = [
     "matmul_flops",
     "moe",
     "paged_attention",
+    "quantise",
     "read_bandwidth",
     "rotary",
     "rotary_cache_write",

@@ -6,5 +6,6 @@
 #include "lora/cpu.cpp"
 #include "measure.cpp"
 #include "norm/cpu.cpp"
+#include "quantised/cpu.cpp"
 #include "rotary/cpu.cpp"
 #include "tape.cpp"

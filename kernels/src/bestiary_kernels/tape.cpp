@@ -48,6 +48,7 @@ inline int run(const Recorded& entry) {
         case 7: return call(VARIANT_NAME(VARIANT, linear_packed), entry.arguments);
 #endif
         case 8: return call(VARIANT_NAME(VARIANT, lora), entry.arguments);
+        case 9: return call(VARIANT_NAME(VARIANT, quantised_linear), entry.arguments);
     }
     return BAD_ROW;
 }

@@ -30,6 +30,7 @@ _OPERATIONS = (
     "linear_rows",
     "linear_packed",
     "lora",
+    "quantised_linear",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

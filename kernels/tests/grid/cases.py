@@ -1,6 +1,6 @@
 """The cases of all operations: importing a module registers its own."""
 
-from . import norm
+from . import norm, quantised
 from .draw import CASES
 
-__all__ = ["CASES", "norm"]
+__all__ = ["CASES", "norm", "quantised"]

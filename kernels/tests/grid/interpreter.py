@@ -1,4 +1,7 @@
-"""Triton's interpreter, which cuts a float32 down to bfloat16 where every GPU rounds it: mended while cases run."""
+"""Triton's interpreter, mended while cases run where it does not compute as every GPU does.
+
+It cuts a float32 down to bfloat16 instead of rounding it, and multiplies matrices of bfloat16 as if they were integers.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +21,7 @@ def interpreted() -> Iterator[None]:
     from triton.runtime import interpreter
 
     builder: Any = interpreter.InterpreterBuilder
-    cast = builder.cast_impl
+    cast, dot = builder.cast_impl, builder.create_dot
 
     def rounding(self: Any, value: Any, kind: Any) -> Any:
         if (value.dtype.scalar, kind.scalar) == (language.float32, language.bfloat16):
@@ -31,9 +34,14 @@ def interpreted() -> Iterator[None]:
             return interpreter.TensorHandle(wide, kind.scalar)
         return cast(self, value, kind)
 
-    builder.cast_impl = rounding
+    def widened(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        if a.dtype.scalar == language.bfloat16:
+            a, b = (rounding(self, side, language.float32) for side in (a, b))
+        return dot(self, a, b, *rest)
+
+    builder.cast_impl, builder.create_dot = rounding, widened
     try:
         with gpu.interpreted():
             yield
     finally:
-        builder.cast_impl = cast
+        builder.cast_impl, builder.create_dot = cast, dot

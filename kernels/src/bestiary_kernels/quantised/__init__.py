@@ -1,0 +1,130 @@
+"""A weight kept as small whole numbers, and its product with rows. Shapes: T rows, N outputs, K inputs, G groups.
+
+Only the weight is small: x, the bias and what comes out keep their dtype, and sums are float32. On a CPU the codes lie
+as the C++ product reads them; elsewhere row by row.
+"""
+
+from struct import Struct
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bestiary_kernels import gpu, library
+from bestiary_kernels.quantised import reference
+
+__all__ = ["QuantisedLinear", "dequantise", "quantise"]
+
+_CALL = Struct("PPP5q")  # QuantisedCall in cpu.cpp
+_GROUPS = (32, 64, 128)
+# Outputs that are made at a time, so that what is wide for a moment stays small. A multiple of a block.
+_SOME = 1024
+
+
+def quantise(weight_NK: Tensor, bits: int = 8, group: int = 32) -> tuple[Tensor, Tensor]:
+    """Return (codes int8 [N, K], scales [N, G]): a weight is about code * scale.
+
+    8 bits: one float32 scale a row (G is 1), codes -127 .. 127. 4 bits: a bfloat16 scale for every `group` inputs of a
+    row, the last of which may be fewer; codes -8 .. 7. Raises ValueError for other bits or groups.
+    """
+    _check(weight_NK, bits, group)
+    return reference.quantise(weight_NK, bits, group)
+
+
+def dequantise(codes_NK: Tensor, scales_NG: Tensor, group: int = 32) -> Tensor:
+    """Return code * scale, float32 [N, K]; exact for 8 bits up to one rounding, and for 4 bits."""
+    return reference.dequantise(codes_NK, scales_NG, group)
+
+
+def _check(weight_NK: Tensor, bits: int, group: int) -> None:
+    if weight_NK.dim() != 2 or not weight_NK.is_floating_point():
+        raise ValueError(f"quantise: weight {weight_NK.dtype} {tuple(weight_NK.shape)} must be floating point [N, K]")
+    if bits not in (4, 8) or (bits == 4 and group not in _GROUPS):
+        raise ValueError(f"quantise: {bits} bits in groups of {group}; there are 8, and 4 in groups of {_GROUPS}")
+
+
+class QuantisedLinear:
+    """A weight [N, K] and an optional bias [N], made ready for `y = x @ weight.T + bias` with the weight in few bits.
+
+    `form` says how the codes lie: "blocks" (on a CPU) or "rows" (on a GPU, and where Triton is interpreted).
+    """
+
+    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None, *, bits: int = 8, group: int = 32) -> None:
+        """Quantise. The caller frees its own reference to the weight. Raises ValueError for what does not fit."""
+        _check(weight_NK, bits, group)
+        if bias_N is not None and (bias_N.shape != weight_NK.shape[:1] or bias_N.dtype is not weight_NK.dtype):
+            raise ValueError(
+                f"QuantisedLinear: the bias is {bias_N.dtype} {tuple(bias_N.shape)}, "
+                f"the weight {weight_NK.dtype} {tuple(weight_NK.shape)}"
+            )
+        self.outputs, self.inputs = weight_NK.shape
+        self.dtype, self.bits, self.group = weight_NK.dtype, bits, group
+        self.bias = None if bias_N is None else bias_N.detach().contiguous()
+        self.form = "blocks" if weight_NK.is_cpu and gpu.kernels("quantised", weight_NK) is None else "rows"
+        parts = [self._part(weight_NK.detach()[first : first + _SOME]) for first in range(0, self.outputs, _SOME)]
+        if not parts:
+            parts = [self._part(weight_NK.detach())]
+        self._codes, self._scales = (torch.cat(tensors) if len(parts) > 1 else tensors[0] for tensors in zip(*parts))
+        self._call = _CALL.pack(
+            self._codes.data_ptr(),
+            self._scales.data_ptr(),
+            0 if self.bias is None else self.bias.data_ptr(),
+            self.outputs,
+            self.inputs + self.inputs % 2,
+            bits,
+            group,
+            library.IS_BF16.get(self.dtype, 0),
+        )
+
+    def _part(self, weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales of some outputs, as they shall lie."""
+        codes, scales = reference.quantise(weight_NK, self.bits, self.group)
+        if self.form == "rows":
+            return reference.pack_rows(codes, self.bits, self.group), scales.contiguous()
+        return reference.pack(codes, self.bits), reference.pack_scales(scales)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that codes and scales take, padding included; the bias is not counted."""
+        return self._codes.nbytes + self._scales.nbytes
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        """Return x @ weight.T + bias, [T, N], for x [T, K] of the weight's dtype; ValueError if it does not fit."""
+        rows, inputs = x_TK.shape
+        if inputs != self.inputs or x_TK.dtype is not self.dtype:
+            raise ValueError(
+                f"QuantisedLinear: x is {x_TK.dtype} with {inputs} inputs, the weight {self.dtype} with {self.inputs}"
+            )
+        if self.form == "rows" and (on_gpu := gpu.kernels("quantised", x_TK)) is not None:
+            found: Tensor = on_gpu.linear(x_TK, self._codes, self._scales, self.bits, self.group, self.bias)
+            return found
+        kernels = library.native(x_TK)
+        if library.is_traced(x_TK) or rows == 0:
+            return x_TK.new_empty(rows, self.outputs)
+        if kernels is None or self.form == "rows" or self.dtype not in library.IS_BF16:
+            return self._slowly(x_TK)
+        x = functional.pad(x_TK, (0, 1)) if inputs % 2 else x_TK.contiguous()
+        y = x.new_empty(rows, self.outputs)
+        failed = kernels.quantised_linear(self._call, x.data_ptr(), y.data_ptr(), rows)
+        if failed:
+            library.fail("QuantisedLinear", failed)
+        return y
+
+    def _slowly(self, x_TK: Tensor) -> Tensor:
+        """As the reference, some outputs after the other."""
+        parts = []
+        for first in range(0, self.outputs, _SOME):
+            end = min(first + _SOME, self.outputs)
+            codes, scales = self._codes_of(first, end)
+            bias = None if self.bias is None else self.bias[first:end]
+            parts.append(reference.linear(x_TK, codes, scales, self.group, bias))
+        return torch.cat(parts, 1) if parts else x_TK.new_empty(x_TK.shape[0], 0)
+
+    def _codes_of(self, first: int, end: int) -> tuple[Tensor, Tensor]:
+        """Codes and scales of the outputs first .. end; `first` begins a block."""
+        if self.form == "rows":
+            codes = reference.unpack_rows(self._codes[first:end], self.bits, self.group, self.inputs)
+            return codes, self._scales[first:end]
+        blocks = slice(first // reference.COLUMNS, -(-end // reference.COLUMNS))
+        codes = reference.unpack(self._codes[blocks], self.bits, end - first, self.inputs)
+        return codes, reference.unpack_scales(self._scales[blocks], end - first)
