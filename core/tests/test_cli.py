@@ -66,7 +66,7 @@ def declare(install: Install, name: str, distribution: str, version: str = "1.0"
 
 # --- verbs and flags ----------------------------------------------------------------------------------------------
 
-MODEL = {"--revision", "--dtype", "--device", "--plugin"}
+MODEL = {"--revision", "--dtype", "--quantization", "-q", "--device", "--plugin"}
 ENGINE = MODEL | {
     "--tokenizer",
     "--max-model-len",
@@ -128,6 +128,8 @@ COMMANDS = {
         "--measure",
         "--gpu-memory-utilization",
         "--dtype",
+        "--quantization",
+        "-q",
         "--revision",
         "--plugin",
     },

@@ -13,6 +13,7 @@ from bestiary.installed import preferences
 __all__ = ["EngineConfig", "cache_home"]
 
 EXECUTORS = ("auto", "mp", "ray")
+FORMATS = ("int8", "int4")
 DTYPES = ("auto", "bfloat16", "float32", "float16", "half", "float")
 
 
@@ -39,6 +40,8 @@ class EngineConfig:
     revision: str | None = None
     #: auto (what config.json says), bfloat16, float16 (half), float32 (float).
     dtype: str = "auto"
+    #: Store the matrices of the layers as whole numbers of so many bits: int8, int4. None: in `dtype`.
+    quantization: str | None = None
     #: auto (cuda where there is one), cpu, cuda, cuda:1, ...
     device: str = "auto"
     #: Longest prompt plus answer, in tokens; None: what the model was made for, or what the cache holds.
@@ -147,6 +150,8 @@ class EngineConfig:
             raise SettingError(f"allowed_media_domains={self.allowed_media_domains!r}: give the names of hosts")
         if self.dtype not in DTYPES:
             raise SettingError(f"dtype={self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if self.quantization is not None and self.quantization not in FORMATS:
+            raise SettingError(f"quantization={self.quantization!r}: choose one of {', '.join(FORMATS)}, or None")
         self._check_nodes()
         if self.generation_config not in ("auto", "none"):
             raise SettingError(f"generation_config={self.generation_config!r}: choose 'auto' or 'none'")

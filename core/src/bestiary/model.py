@@ -1,4 +1,6 @@
-"""From a description to a model that runs: describe, keep this stage, cut, allocate, fill, pack. Knows no architecture.
+"""From a description to a model that runs: describe, choose formats, keep this stage, cut, allocate, fill, pack.
+
+Knows no architecture.
 
 Every pass is one function over the tree, and `build` is their fixed order. None of them is called by a plugin.
 """
@@ -14,11 +16,12 @@ from torch import Tensor
 
 from bestiary import registry
 from bestiary.architecture import Architecture
-from bestiary.blocks import Decoder, Head, Kept, Kind, Leaf, Mixer, Rope
+from bestiary.blocks import Decoder, Format, Head, Kept, Kind, Leaf, Linear, Mixer, Rope
 from bestiary.blocks.leaf import Block
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
 from bestiary.errors import ConfigUnsupported, PluginBroken
 from bestiary.parallel import Mesh
+from bestiary_kernels import PackedLinear
 
 __all__ = [
     "Described",
@@ -36,6 +39,7 @@ __all__ = [
     "num_parameters",
     "part",
     "processor",
+    "quantise",
 ]
 
 
@@ -122,9 +126,11 @@ def build(
     device: torch.device,
     length: int,
     mesh: Mesh | None = None,
+    quantization: str | None = None,
 ) -> Decoder:
     """Make a described tree run on this rank, for contexts of up to `length` tokens."""
     groups = kinds(keeps(model))
+    quantise(model, quantization)
     part(model, mesh or Mesh())
     _allocate(model, dtype, device)
     _number_caches(model, groups)
@@ -138,6 +144,18 @@ def part(model: Decoder, mesh: Mesh) -> None:
     """Leave of a described tree what this rank has: the layers of its stage, and its shard of every matrix."""
     _stage(model, mesh)
     _cut(model, mesh)
+
+
+def quantise(model: Decoder, quantization: str | None) -> None:
+    """Have the matrices of the layers stored in a format. Embedding, head, norms and experts keep the model's dtype.
+
+    So does whatever decides where a token goes. A matrix takes its format when it is filled, one after the other.
+    """
+    if quantization is None:
+        return
+    for block in model.layers.modules():
+        if isinstance(block, Linear) and not block.exact:
+            block.format = cast(Format, quantization)
 
 
 def choose_dtype(setting: str, file: ConfigFile) -> torch.dtype:
@@ -236,7 +254,7 @@ def _pack(model: Decoder) -> None:
         tied.weight = model.embed.weight
     for _, leaf in leaves(model):
         leaf.pack()
-    if tied is not None and tied.packed is not None:
+    if tied is not None and isinstance(tied.packed, PackedLinear):
         model.embed.share(tied.packed)
     for block in model.modules():
         if isinstance(block, Block):

@@ -70,13 +70,7 @@ def device(name: str) -> Device:
 
 def weight_bytes(tree: Decoder, dtype: torch.dtype) -> int:
     """What a described tree's tensors will take, a tied head's once. The tree is of no other use afterwards."""
-    return sum(_nbytes(leaf, dtype) for _, leaf in model.leaves(tree))
-
-
-def _nbytes(leaf: Leaf, dtype: torch.dtype) -> int:
-    """Asked of the leaf itself, since some keep a dtype of their own."""
-    leaf.allocate(dtype, torch.device("meta"))
-    return sum(tensor.nbytes for tensor in leaf.parameters(recurse=False))
+    return sum(leaf.nbytes(dtype) for _, leaf in model.leaves(tree))
 
 
 @dataclass(frozen=True)
@@ -89,6 +83,8 @@ class Rank:
     weight_bytes: int
     #: Read whole in every step.
     dense_bytes: int
+    #: How many numbers these are.
+    dense_numbers: int
     #: Read for each token: its rows of tables.
     row_bytes: int
     #: Bytes of all stacks of experts with (experts, chosen ones of them).
@@ -106,7 +102,7 @@ class Rank:
     def flops(self, batch: float) -> float:
         """Operations of the products with weights; attention's own come on top."""
         chosen = sum(size * chosen / experts for (experts, chosen), size in self.expert_bytes.items())
-        return 2 * batch * (self.dense_bytes + chosen) / self.dtype.itemsize
+        return 2 * batch * (self.dense_numbers + chosen / self.dtype.itemsize)
 
     @property
     def token_bytes(self) -> int:
@@ -227,14 +223,16 @@ class Shapes:
         return weight_bytes(self._described(), self.dtype)
 
     def _described(self) -> Decoder:
-        return model.describe(self.architecture, self.file).tree
+        tree = model.describe(self.architecture, self.file).tree
+        model.quantise(tree, self.config.quantization)
+        return tree
 
     def rank(self, mesh: Mesh) -> Rank:
         """What a rank of a split has. Raises SettingError where heads cannot be shared out like that."""
         tree = self._described()
         model.part(tree, mesh)
-        sizes = {path: _nbytes(leaf, self.dtype) for path, leaf in model.leaves(tree)}
-        dense, rows, experts = 0, 0, dict[tuple[int, int], int]()
+        sizes = {path: leaf.nbytes(self.dtype) for path, leaf in model.leaves(tree)}
+        dense, numbers, rows, experts = 0, 0, 0, dict[tuple[int, int], int]()
         chosen = {id(leaf): moe.routing.top_k for moe in tree.modules() if isinstance(moe, MoE) for leaf in _of(moe)}
         for path, leaf in model.leaves(tree):
             if _is_read_once(path, leaf):
@@ -246,9 +244,12 @@ class Shapes:
                 experts[key] = experts.get(key, 0) + sizes[path]
             else:
                 dense += sizes[path]
+                numbers += sum(map(prod, leaf.held().values()))
         layers = mesh.layers_of(tree.layers.count)
         kept = tuple(model.keeps(tree))
-        return Rank(mesh.stage, mesh.shard, layers, sum(sizes.values()), dense, rows, experts, kept, self.dtype)
+        return Rank(
+            mesh.stage, mesh.shard, layers, sum(sizes.values()), dense, numbers, rows, experts, kept, self.dtype
+        )
 
     def plan(self, on: Device, shards: int, stages: int, context: int) -> Plan:
         """The split over `stages` of `shards` each. Raises SettingError or CapabilityMissing where it cannot be."""

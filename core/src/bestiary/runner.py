@@ -98,7 +98,14 @@ class Runner:
             for other in others:
                 checkpoint.adopt(Checkpoint.open(hub.locate(other.model)), other.prefix, other.within)
             self._model = model.build(
-                tree, self._names, checkpoint, dtype=dtype, device=self.device, length=longest, mesh=self._mesh
+                tree,
+                self._names,
+                checkpoint,
+                dtype=dtype,
+                device=self.device,
+                length=longest,
+                mesh=self._mesh,
+                quantization=config.quantization,
             )
         kept = model.keeps(self._model)
         self.groups = agree(store.groups(config, kept, kinds, dtype, longest, self.device))

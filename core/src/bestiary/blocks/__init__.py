@@ -17,7 +17,7 @@ from bestiary.blocks.kept import Crossed, Kept, Kind, Latent, PagedKV, State
 from bestiary.blocks.latent import LatentAttention
 from bestiary.blocks.layer import Layer, MixerLayer, ParallelLayer, PostNormLayer, SandwichLayer
 from bestiary.blocks.leaf import Leaf
-from bestiary.blocks.linear import Embedding, Linear
+from bestiary.blocks.linear import Embedding, Format, Linear
 from bestiary.blocks.lowrank import Adaptable, Lanes, Over, Update
 from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.mlp import MLP, Activation, Gate, GatedMLP
@@ -42,6 +42,7 @@ __all__ = [
     "EncoderAttention",
     "EncoderLayer",
     "Experts",
+    "Format",
     "Gate",
     "GatedMLP",
     "Head",

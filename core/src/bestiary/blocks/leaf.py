@@ -88,6 +88,11 @@ class Leaf(Block):
         for suffix, shape in self.held().items():
             setattr(self, suffix, nn.Parameter(torch.empty(shape, dtype=dtype, device=device), requires_grad=False))
 
+    def nbytes(self, dtype: torch.dtype) -> int:
+        """What this shard has of it will take in memory. The leaf is of no other use afterwards."""
+        self.allocate(dtype, torch.device("meta"))
+        return sum(tensor.nbytes for tensor in self.parameters(recurse=False))
+
     def rows_of(self, part: str) -> slice:
         """Where a part stands in what this shard has of the fused tensor."""
         start = 0

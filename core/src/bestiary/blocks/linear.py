@@ -1,6 +1,8 @@
 """Matrices: the product, and the table of embeddings. The only place where weights meet a matrix routine."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import prod
 from typing import Literal
 
 import torch
@@ -10,31 +12,47 @@ from torch.nn import functional as F
 import bestiary_kernels as kernels
 from bestiary.blocks.leaf import Leaf
 from bestiary.blocks.lowrank import Adaptable, Lanes, Update
+from bestiary.checkpoint import Place
 from bestiary.parallel import Mesh
-from bestiary_kernels import PackedLinear
+from bestiary_kernels import PackedLinear, QuantisedLinear
 
-__all__ = ["Embedding", "Linear", "Role"]
+__all__ = ["Embedding", "Format", "Linear", "Role"]
 
 #: How ranks would share a matrix: by output (column), by input (row), or not at all (whole).
 Role = Literal["column", "row", "whole"]
+#: How a matrix may be stored instead of in the model's dtype: small whole numbers with scales.
+Format = Literal["int8", "int4"]
+_BITS: Mapping[Format, int] = {"int8": 8, "int4": 4}
 
 
 class Linear(Adaptable):
     """y = x Wᵀ + b, with one or more named parts of W stored below each other.
 
     `role` and `unit` (the rows that must stay together, as a head's) say how the matrix may be cut; blocks set them.
+    `exact`: its few outputs decide what is computed at all, and it is never stored in another format.
     """
 
     weight: nn.Parameter
     bias: nn.Parameter
 
     def __init__(
-        self, inputs: int, outputs: int | Mapping[str, int], role: Role, *, unit: int = 1, bias: bool = False
+        self,
+        inputs: int,
+        outputs: int | Mapping[str, int],
+        role: Role,
+        *,
+        unit: int = 1,
+        bias: bool = False,
+        exact: bool = False,
     ) -> None:
         super().__init__()
-        self.inputs, self.role, self.unit, self.has_bias = inputs, role, unit, bias
+        self.inputs, self.role, self.unit, self.has_bias, self.exact = inputs, role, unit, bias, exact
         self.parts = {"out": outputs} if isinstance(outputs, int) else dict(outputs)
-        self.packed: PackedLinear | None = None
+        self.packed: PackedLinear | QuantisedLinear | None = None
+        #: None: the model's dtype.
+        self.format: Format | None = None
+        self._awaited: set[Place] = set()
+        self._make: Callable[[], None] | None = None
         #: Adds up what the shards made, where each has some of the inputs.
         self.add: Callable[[Tensor], Tensor] | None = None
         self.adds_bias = True
@@ -44,11 +62,34 @@ class Linear(Adaptable):
         self.keep_columns(columns)
         self.add, self.adds_bias = mesh.link.all_reduce, mesh.shard == 0
 
+    def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Make the tensors, unfilled; in another format only when the first of them comes, and not for long."""
+        if self.format is None:
+            super().allocate(dtype, device)
+            return
+        self._awaited, self._make = set(self.expected()), partial(super().allocate, dtype, device)
+
+    def nbytes(self, dtype: torch.dtype) -> int:
+        """What this shard has of it will take in memory."""
+        if self.format is None:
+            return super().nbytes(dtype)
+        held = self.held()
+        rows, columns = held["weight"]
+        bias = prod(held.get("bias", (0,))) * dtype.itemsize
+        return QuantisedLinear.size(rows, columns, _BITS[self.format]) + bias
+
     def fill(self, part: str | None, suffix: str, tensor: Tensor, index: int | None) -> None:
-        """Copy in what this shard keeps."""
+        """Copy in what this shard keeps. What is complete takes its format at once: few are large at any time."""
         if suffix == "bias" and not self.adds_bias:
             tensor = torch.zeros_like(tensor)
+        if self._make is not None:
+            self._make()
+            self._make = None
         super().fill(part, suffix, tensor, index)
+        if self._awaited:
+            self._awaited.discard((part or next(iter(self.parts)), suffix))
+            if not self._awaited:
+                self.pack()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A weight [outputs, inputs] and perhaps a bias [outputs]."""
@@ -56,10 +97,16 @@ class Linear(Adaptable):
         return {"weight": (rows, self.inputs), **({"bias": (rows,)} if self.has_bias else {})}
 
     def pack(self, *, keep_rows: bool = False) -> None:
-        """On a CPU, re-lay the weight for the matrix routine and free the original; `keep_rows`: rows are read too."""
-        if self.weight.device.type == "cpu":
+        """Give the weight its format; on a CPU, re-lay it for the matrix routine; free the original.
+
+        `keep_rows`: rows are read too.
+        """
+        if self.packed is None and (self.format is not None or self.weight.device.type == "cpu"):
             bias = self.bias.data if self.has_bias else None
-            self.packed = PackedLinear(self.weight.data, bias, keep_rows=keep_rows)
+            if self.format is None:
+                self.packed = PackedLinear(self.weight.data, bias, keep_rows=keep_rows)
+            else:
+                self.packed = QuantisedLinear(self.weight.data, bias, bits=_BITS[self.format])
             del self.weight
         self.forward = self._steps()  # type: ignore[method-assign,assignment]
 

@@ -81,11 +81,11 @@ class MoE(Block):
     ) -> None:
         super().__init__()
         self.routing, self.act = routing, act
-        self.router = Linear(width, experts, "whole")
+        self.router = Linear(width, experts, "whole", exact=True)
         self.gate_up = Experts(experts, width, {"gate": inner, "up": inner})
         self.down = Experts(experts, inner, {"out": width})
         self.shared = GatedMLP(width, shared, act=act) if shared else None
-        self.shared_gate = Linear(width, 1, "whole") if shared_gate else None
+        self.shared_gate = Linear(width, 1, "whole", exact=True) if shared_gate else None
         self.add: Callable[[Tensor], Tensor] | None = None
 
     def cut(self, mesh: Mesh) -> None:

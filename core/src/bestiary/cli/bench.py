@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from bestiary import __version__
 from bestiary.cli.options import EngineFlags, Model
-from bestiary.cli.terminal import UsageError, columns, one_line
+from bestiary.cli.terminal import UsageError, columns, one_line, stored
 from bestiary.errors import EngineError
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ class _Report:
     bestiary: str
     model: str
     dtype: str
+    quantization: str | None
     device: str
     threads: int
     workload: dict[str, Any]
@@ -135,7 +136,7 @@ def _measure(model: str, workload: _Workload, flags: EngineFlags) -> _Report:
     from bestiary.checkpoint import ConfigFile
     from bestiary.cli.meter import Costs, Kind, Limits, Meter, Phase
     from bestiary.llm import LLM
-    from bestiary.model import choose_dtype, describe
+    from bestiary.model import choose_dtype, describe, quantise
     from bestiary.runner import choose_device
 
     flags.join_nodes(model)
@@ -144,6 +145,7 @@ def _measure(model: str, workload: _Workload, flags: EngineFlags) -> _Report:
     llm = LLM(str(folder), **settings, skip_tokenizer_init=True, enable_prefix_caching=False)
     config, file = llm.config, ConfigFile.load(folder)
     tree = describe(registry.resolve(file.architectures, config.plugin), file).tree
+    quantise(tree, config.quantization)
     dtype, device = choose_dtype(config.dtype, file), choose_device(config.device)
     llm.engine.executor = meter = Meter(llm.engine.executor, Costs.of(tree, dtype))
     for _ in range(workload.warmup):
@@ -159,6 +161,7 @@ def _measure(model: str, workload: _Workload, flags: EngineFlags) -> _Report:
         bestiary=__version__,
         model=model,
         dtype=str(dtype).removeprefix("torch."),
+        quantization=config.quantization,
         device=str(device),
         threads=torch.get_num_threads(),
         workload=asdict(workload),
@@ -211,8 +214,8 @@ def _table(report: _Report) -> str:
     work = report.workload
     title = (
         f"{report.benchmark} of {one_line(report.model)}: {work['num_requests']} requests at once, {work['input_len']} "
-        f"tokens in, {work['output_len']} out, {work['num_iters']} times ({report.dtype}, {report.device}, "
-        f"{report.threads} threads)"
+        f"tokens in, {work['output_len']} out, {work['num_iters']} times "
+        f"({stored(report.dtype, report.quantization)}, {report.device}, {report.threads} threads)"
     )
     each = report.time_per_output_token
     figures = [

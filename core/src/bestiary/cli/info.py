@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bestiary.cli.options import AsJson, Model, ModelFlags
-from bestiary.cli.terminal import columns, one_line, print_json, size
+from bestiary.cli.terminal import columns, one_line, print_json, size, stored
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,7 @@ class _Facts:
     modalities: tuple[str, ...]
     parameters: int
     dtype: str
+    quantization: str | None
     weight_bytes: int
     kv_bytes_per_token: int
     state_bytes_per_sequence: int
@@ -76,7 +77,7 @@ def command(
 
 
 def _facts(config: EngineConfig, folder: Path) -> _Facts:
-    from bestiary import model, registry
+    from bestiary import model, planner, registry
     from bestiary.cache import store
     from bestiary.checkpoint import ConfigFile
     from bestiary.runner import choose_device
@@ -87,7 +88,8 @@ def _facts(config: EngineConfig, folder: Path) -> _Facts:
     plugin = _plugin(file, (architecture.name, *architecture.aliases), config)
     tree = model.describe(architecture, file).tree
     dtype = model.choose_dtype(config.dtype, file)
-    weight_bytes = model.num_parameters(tree) * dtype.itemsize
+    model.quantise(tree, config.quantization)
+    weight_bytes = planner.weight_bytes(tree, dtype)
     kept = model.keeps(tree)
     token_bytes, state_bytes = store.bytes_per_token(kept, dtype), store.bytes_per_sequence(kept, dtype)
     device = choose_device(config.device)
@@ -101,6 +103,7 @@ def _facts(config: EngineConfig, folder: Path) -> _Facts:
         modalities=("text", *sorted(architecture.modalities)),
         parameters=model.num_parameters(tree),
         dtype=str(dtype).removeprefix("torch."),
+        quantization=config.quantization,
         weight_bytes=weight_bytes,
         kv_bytes_per_token=token_bytes,
         state_bytes_per_sequence=state_bytes,
@@ -136,7 +139,7 @@ def _lines(facts: _Facts) -> list[tuple[str, str]]:
         ("does", one_line(f"{' '.join(facts.tasks)}; reads {' '.join(facts.modalities)}")),
         ("chat template", "yes" if facts.chat_template else "no"),
         ("parameters", f"{facts.parameters:,}"),
-        ("weights", f"{size(facts.weight_bytes)} in {facts.dtype}"),
+        ("weights", f"{size(facts.weight_bytes)} in {stored(facts.dtype, facts.quantization)}"),
         ("layers", f"{facts.layers}"),
         ("vocabulary", f"{facts.vocabulary_size:,} tokens"),
         ("context", f"{facts.context_length:,} tokens"),

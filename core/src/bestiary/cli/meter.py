@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from bestiary.blocks import Attention
 from bestiary.cache import store
 from bestiary.model import keeps, num_parameters
+from bestiary.planner import weight_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,7 @@ class Costs:
         read = total if tree.head.tied else total - table
         mixers = (block for block in tree.modules() if isinstance(block, Attention))
         return cls(
-            weight_bytes=read * dtype.itemsize,
+            weight_bytes=weight_bytes(tree, dtype) - (total - read) * dtype.itemsize,
             body_parameters=read - table,
             head_parameters=table,
             kv_bytes=store.bytes_per_token(keeps(tree), dtype),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bestiary.llm import LLM
     from bestiary.sampling.params import SamplingParams
 
-__all__ = ["AsJson", "EngineFlags", "MediaFlags", "Model", "ModelFlags", "SamplingFlags", "System"]
+__all__ = ["AsJson", "EngineFlags", "MediaFlags", "Model", "ModelFlags", "Quantization", "SamplingFlags", "System"]
 
 
 def _flag(about: str) -> Parameter:
@@ -26,6 +26,14 @@ def _flag(about: str) -> Parameter:
 
 
 Model = Annotated[str, Parameter(help="Folder, owner/name, modelscope:owner/name, or demo.")]
+Quantization = Annotated[
+    str | None,
+    Parameter(
+        name=("--quantization", "-q"),
+        help="int8 or int4: how the layers' matrices are stored; without it as --dtype says.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, _flag("As JSON, for programs.")]
 System = Annotated[str | None, _flag("What the model is told before the conversation.")]
 
@@ -37,6 +45,7 @@ class ModelFlags:
 
     revision: Annotated[str | None, _flag("Branch, tag or commit of a hub's repository.")] = None
     dtype: Annotated[str | None, _flag("auto, bfloat16, float16 or float32.")] = None
+    quantization: Quantization = None
     device: Annotated[str | None, _flag("auto, cpu, cuda, cuda:1, ...")] = None
     plugin: Annotated[
         tuple[str, ...], _flag("NAME=DIST: which distribution serves a name that several claim. May be repeated.")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from bestiary.cli.options import AsJson, Model
-from bestiary.cli.terminal import columns, one_line, print_json, size
+from bestiary.cli.options import AsJson, Model, Quantization
+from bestiary.cli.terminal import columns, one_line, print_json, size, stored
 from bestiary.errors import SettingError
 from bestiary.installed import preferences
 
@@ -58,6 +58,7 @@ class _Flags:
     measure: Annotated[bool, _flag("Measure this machine's bandwidth.")] = False
     gpu_memory_utilization: Annotated[float | None, _flag("Share of a GPU's memory to use.")] = None
     dtype: Annotated[str | None, _flag("auto, bfloat16, float16 or float32.")] = None
+    quantization: Quantization = None
     revision: Annotated[str | None, _flag("Branch, tag or commit of a hub's repository.")] = None
     plugin: Annotated[
         tuple[str, ...], _flag("NAME=DIST: which distribution serves a name that several claim. May be repeated.")
@@ -65,7 +66,7 @@ class _Flags:
 
     def settings(self) -> dict[str, Any]:
         """The engine's settings that were given. Raises SettingError for a `plugin` that is not NAME=DIST."""
-        names = ("gpu_memory_utilization", "dtype", "revision")
+        names = ("gpu_memory_utilization", "dtype", "quantization", "revision")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return given | ({"plugin": preferences(",".join(self.plugin))} if self.plugin else {})
 
@@ -122,6 +123,7 @@ class _Facts:
     architecture: str
     parameters: int
     dtype: str
+    quantization: str | None
     weight_bytes: int
     #: Of the files at hand; None where there are none.
     checkpoint_bytes: int | None
@@ -185,6 +187,7 @@ def _facts(shapes: Shapes, options: _Flags) -> _Facts:
         architecture=shapes.architecture.name,
         parameters=model.num_parameters(shapes.tree),
         dtype=str(shapes.dtype).removeprefix("torch."),
+        quantization=shapes.config.quantization,
         weight_bytes=whole,
         checkpoint_bytes=_at_hand(shapes.file.path.parent),
         replicated_bytes=sum(rank.weight_bytes for rank in plan.ranks) - whole,
@@ -251,7 +254,7 @@ def _text(facts: _Facts) -> Iterator[str]:
             ("model", one_line(facts.model)),
             ("architecture", one_line(facts.architecture)),
             ("parameters", f"{facts.parameters:,}"),
-            ("weights", f"{size(facts.weight_bytes)} in {facts.dtype}"),
+            ("weights", f"{size(facts.weight_bytes)} in {stored(facts.dtype, facts.quantization)}"),
             *([("at hand", f"{size(at_hand)} of checkpoint")] if at_hand is not None else []),
             ("split", f"tp {facts.tp} x pp {facts.pp}: {facts.tp * facts.pp} x {on.name}"),
             ("each has", f"{memory}{speed}"),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-__all__ = ["StreamedText", "UsageError", "columns", "note", "one_line", "print_json", "prose", "size"]
+__all__ = ["StreamedText", "UsageError", "columns", "note", "one_line", "print_json", "prose", "size", "stored"]
 
 #: Control characters except the tab and the line feed: they start escape sequences, or move the cursor back.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -38,6 +38,11 @@ def size(size_bytes: float) -> str:
             break
         size_bytes /= 1024
     return f"{size_bytes:,.0f} {unit}" if size_bytes >= 100 or unit == "bytes" else f"{size_bytes:.3g} {unit}"
+
+
+def stored(dtype: str, quantization: str | None) -> str:
+    """How a model's numbers are stored."""
+    return dtype if quantization is None else f"{dtype}, the layers' matrices in {quantization}"
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

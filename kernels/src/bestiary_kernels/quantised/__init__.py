@@ -61,10 +61,8 @@ class QuantisedLinear:
         self.dtype, self.bits, self.group = weight_NK.dtype, bits, group
         self.bias = None if bias_N is None else bias_N.detach().contiguous()
         self.form = "blocks" if weight_NK.is_cpu and gpu.kernels("quantised", weight_NK) is None else "rows"
-        parts = [self._part(weight_NK.detach()[first : first + _SOME]) for first in range(0, self.outputs, _SOME)]
-        if not parts:
-            parts = [self._part(weight_NK.detach())]
-        self._codes, self._scales = (torch.cat(tensors) if len(parts) > 1 else tensors[0] for tensors in zip(*parts))
+        parts = [self._part(some) for some in torch.split(weight_NK.detach(), _SOME)]
+        self._codes, self._scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         self._call = _CALL.pack(
             self._codes.data_ptr(),
             self._scales.data_ptr(),
@@ -82,6 +80,14 @@ class QuantisedLinear:
         if self.form == "rows":
             return reference.pack_rows(codes, self.bits, self.group), scales.contiguous()
         return reference.pack(codes, self.bits), reference.pack_scales(scales)
+
+    @staticmethod
+    def size(outputs: int, inputs: int, bits: int = 8, group: int = 32) -> int:
+        """Bytes of codes and scales for a weight of this shape, without padding."""
+        if bits == 8:
+            return outputs * (inputs + 4)
+        groups = -(-inputs // group)
+        return outputs * (-(-inputs // 2) + 2 * groups)
 
     @property
     def nbytes(self) -> int:

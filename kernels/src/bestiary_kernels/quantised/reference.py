@@ -34,7 +34,7 @@ def quantise(weight_NK: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
         scales = wide.abs().amax(1, keepdim=True) / 127
         return _codes(wide, scales, 127, 127), scales
     inputs = wide.shape[1]
-    grouped = functional.pad(wide, (0, -inputs % group)).unflatten(1, (-1, group))
+    grouped = functional.pad(wide, (0, -inputs % group)).view(len(wide), -1, group)
     farthest = grouped.gather(2, grouped.abs().argmax(2, keepdim=True))
     scales = (farthest / -8).bfloat16()
     return _codes(grouped, scales.float(), 8, 7).flatten(1)[:, :inputs], scales[:, :, 0]
@@ -92,7 +92,7 @@ def pack_rows(codes_NK: Tensor, bits: int, group: int) -> Tensor:
     if bits == 8:
         return codes_NK.contiguous()
     whole = functional.pad(codes_NK, (0, -codes_NK.shape[1] % group)).view(torch.uint8)
-    halves = whole.unflatten(1, (-1, 2, group // 2))
+    halves = whole.view(len(whole), -1, 2, group // 2)
     return _two_in_one(halves[:, :, 0], halves[:, :, 1]).flatten(1)
 
 
@@ -100,7 +100,7 @@ def unpack_rows(packed: Tensor, bits: int, group: int, inputs: int) -> Tensor:
     """The codes int8 [N, K] that `pack_rows` was given."""
     if bits == 8:
         return packed
-    return torch.stack(_one_by_one(packed.unflatten(1, (-1, group // 2))), 2).flatten(1)[:, :inputs]
+    return torch.stack(_one_by_one(packed.view(len(packed), -1, group // 2)), 2).flatten(1)[:, :inputs]
 
 
 def _two_in_one(low: Tensor, high: Tensor) -> Tensor:

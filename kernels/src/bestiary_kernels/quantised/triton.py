@@ -1,4 +1,4 @@
-"""Products with weights of few bits in Triton: codes become numbers of x's dtype in the tile, which a dot product takes.
+"""Products with weights of few bits in Triton: in a tile codes become numbers of x's dtype, for a dot product.
 
 Few rows are padded to the sixteen that a dot product needs: its time is that of reading the codes. So that all
 processors read, the inputs are cut into shares; a second kernel adds these up in their order.
