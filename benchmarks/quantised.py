@@ -1,0 +1,93 @@
+"""How much faster does a model decode when its layers' matrices are int8 or int4 and nothing else changes?"""
+
+import statistics
+import time
+from importlib import metadata
+
+import torch
+from rig.entries import parser
+from rig.model import Model
+from rig.report import measured, ratios, spread
+
+from bestiary import LLM, SamplingParams
+from bestiary.checkpoint import ConfigFile
+from bestiary.config import EngineConfig
+from bestiary.parallel import Mesh
+from bestiary.planner import Shapes
+
+COLUMNS = ["batch", "weights", "tokens/s, median (range)", "of bf16", "at most, by bytes", "of the floor"]
+KINDS = {"bf16": None, "int8": "int8", "int4": "int4"}
+
+
+def main() -> None:
+    """Pairs in one process: the same prompts with each kind of weights, in turns."""
+    options_parser = parser(__doc__, "bestiary")
+    options_parser.add_argument("--batches", default="1,16")
+    options_parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
+    options_parser.add_argument("--new", type=int, default=96, help="new tokens of each sequence")
+    options = options_parser.parse_args()
+    model = Model.read(options.model)
+    torch.set_num_threads(options.threads)
+    batches = [int(size) for size in options.batches.split(",")]
+    context = round(options.prompt + options.new / 2)
+    title = f"Weights of few bits, {options.prompt} + {options.new} tokens, greedy, decode"
+    with measured(options, model, title, COLUMNS) as report:
+        engines = {kind: _llm(model, quantization, max(batches)) for kind, quantization in KINDS.items()}
+        for batch in batches:
+            prompts = model.prompts(batch, options.prompt)
+            rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+            for i in range(options.pairs + 1):
+                for kind, llm in engines.items():
+                    rate = _rate(llm, prompts, options.new)
+                    print(f"batch {batch}, round {i}{' (warm-up)' * (i == 0)}: {kind} {rate:.1f} tokens/s", flush=True)
+                    if i:
+                        rates[kind].append(rate)
+            read = {kind: _step_bytes(model, quantization, batch, context) for kind, quantization in KINDS.items()}
+            for kind, found in rates.items():
+                share = statistics.median(found) / batch * read[kind] / (report.probe.read_gb_s * 1e9)
+                against = "" if kind == "bf16" else spread(ratios(found, rates["bf16"]), 2)
+                most = "" if kind == "bf16" else f"{read['bf16'] / read[kind]:.2f}"
+                report.rows.append([str(batch), kind, spread(found), against, most, f"{share:.0%}"])
+            report.raw[f"batch {batch}"] = rates
+        report.facts["versions"] = {name: {name: metadata.version(name)} for name in ("bestiary", "torch")}
+        report.notes += [
+            "Rate = batch x (new - 1) / (time for all new tokens - time for one); a round is one turn of each.",
+            "Floor: what the planner says that a step reads, weights and cache, at the probe's bandwidth.",
+            "Head and embedding stay in bf16: of a small model they are a large part of what a step reads.",
+        ]
+
+
+def _llm(model: Model, quantization: str | None, batch: int) -> LLM:
+    return LLM(
+        str(model.folder),
+        dtype="bfloat16",
+        quantization=quantization,
+        skip_tokenizer_init=True,
+        max_model_len=512,
+        max_num_seqs=batch,
+        enable_prefix_caching=False,
+    )
+
+
+def _step_bytes(model: Model, quantization: str | None, batch: int, context: int) -> float:
+    """What a step of so many sequences reads at least."""
+    config = EngineConfig(str(model.folder), dtype="bfloat16", quantization=quantization)
+    rank = Shapes(ConfigFile.load(model.folder), config).rank(Mesh())
+    return rank.weights_read(batch) + rank.cache_read(context) * batch
+
+
+def _params(new: int) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False)
+
+
+def _rate(llm: LLM, prompts: list[list[int]], new: int) -> float:
+    seconds = []
+    for count in (1, new):
+        start = time.perf_counter()
+        llm.generate(prompts, _params(count), use_tqdm=False)
+        seconds.append(time.perf_counter() - start)
+    return len(prompts) * (new - 1) / (seconds[1] - seconds[0])
+
+
+if __name__ == "__main__":
+    main()
