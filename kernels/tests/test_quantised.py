@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestiary_kernels import PackedLinear, QuantisedLinear, Tape, library, quantise, quantised
@@ -40,6 +40,7 @@ def test_pieces_of_threads_lose_nothing_and_are_added_in_their_order(
     assert all(torch.equal(found[0], other) for other in found)
 
 
+@settings(deadline=None)
 @given(
     outputs=st.integers(1, 140),
     inputs=st.integers(1, 300),
@@ -53,6 +54,24 @@ def test_codes_come_out_as_they_were_packed(outputs: int, inputs: int, kind: tup
     assert torch.equal(reference.unpack(reference.pack(codes, bits), bits, outputs, inputs), codes)
     assert torch.equal(reference.unpack_rows(reference.pack_rows(codes, bits, group), bits, group, inputs), codes)
     assert torch.equal(reference.unpack_scales(reference.pack_scales(scales), outputs), scales)
+
+
+@pytest.mark.parametrize(("bits", "group"), KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (70, 33), (1, 1), (130, 1000), (300, 576)])
+def test_the_library_rounds_as_the_reference(
+    variant: str, outputs: int, inputs: int, dtype: torch.dtype, bits: int, group: int
+) -> None:
+    weight = torch.randn(outputs, inputs)
+    weight[0] *= (
+        torch.randint(-3, 4, (inputs,)) / 4
+    )  # many halves between two codes, and farthest numbers of both signs
+    weight[-1] = torch.randint(-3, 4, (inputs,)) / 4
+    found = QuantisedLinear(weight.to(dtype), bits=bits, group=group)
+    with library.using("reference"):
+        wanted = QuantisedLinear(weight.to(dtype), bits=bits, group=group)
+    assert torch.equal(found._scales, wanted._scales) and found._scales.dtype is wanted._scales.dtype
+    assert torch.equal(found._codes, wanted._codes) and found._codes.dtype is wanted._codes.dtype
 
 
 @pytest.mark.parametrize("bits", [8, 4])

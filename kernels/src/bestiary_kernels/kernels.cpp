@@ -7,5 +7,6 @@
 #include "measure.cpp"
 #include "norm/cpu.cpp"
 #include "quantised/cpu.cpp"
+#include "quantised/pack.cpp"
 #include "rotary/cpu.cpp"
 #include "tape.cpp"

@@ -61,8 +61,7 @@ class QuantisedLinear:
         self.dtype, self.bits, self.group = weight_NK.dtype, bits, group
         self.bias = None if bias_N is None else bias_N.detach().contiguous()
         self.form = "blocks" if weight_NK.is_cpu and gpu.kernels("quantised", weight_NK) is None else "rows"
-        parts = [self._part(some) for some in torch.split(weight_NK.detach(), _SOME)]
-        self._codes, self._scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        self._codes, self._scales = self._quantised(weight_NK.detach().contiguous())
         self._call = _CALL.pack(
             self._codes.data_ptr(),
             self._scales.data_ptr(),
@@ -73,6 +72,31 @@ class QuantisedLinear:
             group,
             library.IS_BF16.get(self.dtype, 0),
         )
+
+    def _quantised(self, weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and scales, as they shall lie."""
+        kernels = library.native(weight_NK)
+        if kernels is None or self.form == "rows" or self.dtype not in library.IS_BF16 or not weight_NK.numel():
+            parts = [self._part(some) for some in torch.split(weight_NK, _SOME)]
+            codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            return codes, scales
+        shape = reference.packed_shape(self.outputs, self.inputs, self.bits)
+        codes = torch.empty(shape, dtype=torch.int8 if self.bits == 8 else torch.uint8)
+        groups, scale = (1, torch.float32) if self.bits == 8 else (-(-self.inputs // self.group), torch.bfloat16)
+        scales = torch.empty(shape[0], groups, reference.COLUMNS, dtype=scale)
+        failed = kernels.quantise(
+            library.IS_BF16[self.dtype],
+            self.bits,
+            weight_NK.data_ptr(),
+            codes.data_ptr(),
+            scales.data_ptr(),
+            self.outputs,
+            self.inputs,
+            self.group,
+        )
+        if failed:
+            library.fail("QuantisedLinear", failed)
+        return codes, scales
 
     def _part(self, weight_NK: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and scales of some outputs, as they shall lie."""

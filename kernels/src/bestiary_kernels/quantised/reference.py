@@ -14,6 +14,7 @@ __all__ = [
     "pack",
     "pack_rows",
     "pack_scales",
+    "packed_shape",
     "quantise",
     "unpack",
     "unpack_rows",
@@ -50,6 +51,12 @@ def dequantise(codes_NK: Tensor, scales_NG: Tensor, group: int) -> Tensor:
     if scales_NG.shape[1] == 1:
         return codes_NK * scales_NG.float()
     return codes_NK * scales_NG.float().repeat_interleave(group, 1)[:, :inputs]
+
+
+def packed_shape(outputs: int, inputs: int, bits: int) -> tuple[int, ...]:
+    """What `pack` makes of codes [outputs, inputs]."""
+    blocks, steps = -(-outputs // COLUMNS), -(-inputs // 2)
+    return (blocks, steps, COLUMNS, 2) if bits == 8 else (blocks, steps, 16, 2, 2)
 
 
 def pack(codes_NK: Tensor, bits: int) -> Tensor:
