@@ -17,9 +17,12 @@ struct QuantisedCall {
 namespace quantised {
 
 // Outputs of a block, steps of a tile, and rows that one pass over the weight takes.
-constexpr int COLUMNS = 64, TILE = 64, MOST_ROWS = 128, DIRECT_ROWS = 6, VECTORS = COLUMNS / W;
-// What the registers hold: rows and vectors of outputs.
-constexpr int ROWS = W == 16 ? 6 : 4, WIDE = W == 16 ? 4 : 2;
+constexpr int COLUMNS = 64, TILE = 32, MOST_ROWS = 128, DIRECT_ROWS = 6, VECTORS = COLUMNS / W;
+// Rows that go together, and the vectors of outputs that the registers hold sums of for so many rows.
+constexpr int ROWS = 6;
+constexpr int wide_for(int rows) { return W == 16 ? 4 : rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
+// Bytes that are asked for ahead of their use: a tile comes while the rows take their turns over the one before.
+constexpr int64_t AHEAD = 4096;
 // Multiplications below which a region costs more than it gains.
 constexpr int64_t WORTH_SHARING = 65536;
 
@@ -101,16 +104,16 @@ template <class T, int bits> struct Product {
 
     struct Tile {
         const Operand* at;
-        void take(int64_t step, int part, int first, Operand* w) const {
-#pragma GCC unroll 4
-            for (int c = 0; c < WIDE; ++c) w[c] = at[step * STEP_OPERANDS + part * VECTORS + first + c];
+        template <int wide> void take(int64_t step, int part, int first, Operand* w) const {
+#pragma GCC unroll 8
+            for (int c = 0; c < wide; ++c) w[c] = at[step * STEP_OPERANDS + part * VECTORS + first + c];
         }
     };
     struct Direct {
         const char* at;
-        void take(int64_t step, int, int, Operand* w) const {
+        template <int> void take(int64_t step, int, int, Operand* w) const {
             const char* const here = at + step * Codes<bits>::BYTES;
-            for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(here + 4096 + line);
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(here + AHEAD + line);
             How::template widen_step<bits>(here, w);
         }
     };
@@ -142,21 +145,22 @@ template <class T, int bits> struct Product {
     // sums[row] += scales * (x[row] . tile) over some steps that have their scales in common.
     template <int some, class Source, class From>
     void add_span(Source source, From from, int64_t n, const float* scales, float* sums) const {
-        for (int first = 0; first < VECTORS; first += WIDE) {
-            Floats local[some][WIDE] = {};
+        constexpr int wide = wide_for(some);
+        for (int first = 0; first < VECTORS; first += wide) {
+            Floats local[some][wide] = {};
             for (int64_t step = 0; step < n; ++step)
                 for (int part = 0; part < How::PARTS; ++part) {
-                    Operand w[WIDE];
-                    source.take(step, part, first, w);
+                    Operand w[wide];
+                    source.template take<wide>(step, part, first, w);
 #pragma GCC unroll 8
                     for (int r = 0; r < some; ++r) {
                         const Operand v = How::spread(from.template take<some>(step, part, r));
-#pragma GCC unroll 4
-                        for (int c = 0; c < WIDE; ++c) local[r][c] = How::add(local[r][c], w[c], v);
+#pragma GCC unroll 8
+                        for (int c = 0; c < wide; ++c) local[r][c] = How::add(local[r][c], w[c], v);
                     }
                 }
             for (int r = 0; r < some; ++r)
-                for (int c = 0; c < WIDE; ++c) {
+                for (int c = 0; c < wide; ++c) {
                     float* const sum = sums + r * COLUMNS + (first + c) * W;
                     store(sum, load(sum) + local[r][c] * load(scales + (first + c) * W));
                 }
@@ -200,9 +204,7 @@ template <class T, int bits> struct Product {
                 return;
             }
         for (int64_t step = first; step < end; ++step, at += Codes<bits>::BYTES) {
-            // A tile ahead: it comes while the rows take their turns.
-            for (int line = 0; line < Codes<bits>::BYTES; line += 64)
-                __builtin_prefetch(at + TILE * Codes<bits>::BYTES + line);
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(at + AHEAD + line);
             How::template widen_step<bits>(at, tile + (step - first) * STEP_OPERANDS);
         }
         const int64_t groups = (rows + ROWS - 1) / ROWS;
