@@ -1,6 +1,7 @@
 """quantization=int8 or int4: which matrices it touches, what they compute then, and that nothing else changes."""
 
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
 from bestiary.parallel import Mesh
 from bestiary.planner import Shapes
+from bestiary.testing.fixture import Fixture
 from bestiary.testing.tiny import tiny_checkpoint
 
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def test_the_matrices_of_the_layers_take_the_format_and_the_others_stay(folder: 
 
 def test_what_decides_where_a_token_goes_stays_exact() -> None:
     architecture = registry.find("MixtralForCausalLM").load()
-    case = __import__(str(architecture.proof), fromlist=["CASES"]).CASES[0]
+    case = import_module(str(architecture.proof)).CASES[0]
     file = ConfigFile({**case.config, "architectures": ["MixtralForCausalLM"]}, Path("config.json"))
     tree = model.describe(architecture, file).tree
     model.quantise(tree, "int8")
@@ -202,6 +204,24 @@ def logprobs(folder: Path, dtype: str, quantization: str | None) -> Tensor:
 def test_what_a_model_thinks_stays_near(folder: Path, dtype: str, quantization: Format) -> None:
     exact, found = logprobs(folder, "float32", None), logprobs(folder, dtype, quantization)
     assert 0 < float((found - exact).square().mean().sqrt() / exact.std()) < NEAR[quantization]
+
+
+@pytest.mark.parametrize("name", ["JambaForCausalLM", "MllamaForConditionalGeneration"])
+def test_layers_of_every_kind_are_served_split_too(name: str, tmp_path: Path) -> None:
+    """Experts, states, and vectors that are looked at; two ranks round what each has of a row."""
+    case = import_module(str(registry.find(name).load().proof)).CASES[0]
+    fixture = Fixture(name, case, tmp_path)
+    samples = fixture.samples[:2]
+    exact = fixture.answers(fixture.engine(), samples, logprobs=True)
+    split = fixture.engine(quantization="int8", tensor_parallel_size=2)
+    try:
+        found = {"alone": fixture.engine(quantization="int8"), "split": split}
+        for engine in found.values():
+            for wanted, answer in zip(exact, fixture.answers(engine, samples, logprobs=True), strict=True):
+                off = (answer.prompt_logprobs - wanted.prompt_logprobs).square().mean().sqrt()
+                assert 0 < float(off / wanted.prompt_logprobs.std()) < 0.15
+    finally:
+        split.close()
 
 
 @pytest.mark.parametrize("quantization", FORMATS)
