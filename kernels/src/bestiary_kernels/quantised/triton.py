@@ -134,7 +134,7 @@ def linear(x: Tensor, codes: Tensor, scales: Tensor, bits: int, group: int, bias
         BLOCK_N=block_n,
         BLOCK_B=block_b,
         num_warps=8 if block_m == 128 else 4,
-        num_stages=4 if block_m < 64 else 3,
+        num_stages=4 if block_m < 64 else 3 if bits == 8 else 2,
     )
     if shares > 1:
         size, block = rows * outputs, 1024
