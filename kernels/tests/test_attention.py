@@ -1,5 +1,7 @@
 """paged_attention: the reference against torch's attention, every C++ variant against the reference."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -22,11 +24,11 @@ MIXES = {
 }
 
 
-def assert_every_variant_agrees(batch: Batch) -> None:
-    expected = reference.paged_attention(*batch.arguments())
+def assert_every_variant_agrees(batch: Batch, **settings: Any) -> None:
+    expected = reference.paged_attention(*batch.arguments(), **settings)
     for backend in BACKENDS[1:]:
         with library.using(backend):
-            assert_rounds_to(paged_attention(*batch.arguments()), expected)
+            assert_rounds_to(paged_attention(*batch.arguments(), **settings), expected, floor=3e-5)
 
 
 def test_reference_is_torchs_attention() -> None:
@@ -60,6 +62,25 @@ def test_every_variant_agrees_with_the_reference(
 @pytest.mark.parametrize("lengths", [[(1, 1500)], [(5, 1400), (1, 40)], [(300, 900)]])
 def test_spans_of_a_long_context_join_to_the_whole(lengths: list[tuple[int, int]], dtype: torch.dtype) -> None:
     assert_every_variant_agrees(paged_batch(lengths, dtype=dtype))
+
+
+def span_settings(name: str) -> dict[str, Any]:
+    """Such that some rows of a tile see keys of some spans only, or of none."""
+    many: dict[str, dict[str, Any]] = {
+        "window": {"window": 600, "softcap": 5.0},
+        "slopes": {"slopes": 2.0 ** -torch.arange(3, 9).float()},
+        "prefix": {"window": 9, "visible": torch.tensor([890], dtype=torch.int32)},
+        "cross": {"causal": False},
+        "ranges": {"causal": False, "ranges": torch.tensor([[0, 3], [1390, 1400], [700, 700], [5, 1400], [9, 4]])},
+    }[name]
+    return {key: value.int() if key == "ranges" else value for key, value in many.items()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["window", "slopes", "prefix", "cross", "ranges"])
+def test_spans_join_under_every_setting(name: str, dtype: torch.dtype) -> None:
+    lengths = [(300, 900)] if name == "prefix" else [(5, 1400)]
+    assert_every_variant_agrees(paged_batch(lengths, dtype=dtype), **span_settings(name))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

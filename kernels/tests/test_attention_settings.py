@@ -1,13 +1,13 @@
 """What paged_attention sees and how it scores: window, prefix, cross attention, soft cap and ALiBi, against loops."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bestiary_kernels import paged_attention
+from bestiary_kernels import library, paged_attention
 from bestiary_kernels.attention import _operator
 
 from .cases import Batch, assert_rounds_to, paged_batch
@@ -18,6 +18,12 @@ FOLD = {"group": 3, "width": 16, "block_size": 5}
 
 Sees = Callable[[int, int, int], bool]  # sequence, place of the query, place of the key
 Scores = Callable[[Tensor, int, Tensor], Tensor]  # scaled scores, head, places of the keys
+
+
+@pytest.fixture(autouse=True, params=library.status().available)
+def _backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    with library.using(request.param):
+        yield
 
 
 def expected(batch: Batch, sees: Sees, scored: Scores = lambda scores, head, places: scores) -> Tensor:

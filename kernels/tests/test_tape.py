@@ -1,5 +1,7 @@
 """A recorded step computes with what lies in its memory now, and only if every part of it is a kernel of ours."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -126,3 +128,73 @@ def test_a_whole_layer_in_bfloat16_is_recorded() -> None:
         position[0], slot[0], length[0] = at, at, at + 1
         x.copy_(torch.randn(1, 128))
         torch.testing.assert_close(tape.replay().clone(), step(), atol=0, rtol=0)
+
+
+def one_token_each(lengths: torch.Tensor, heads: int, kv_heads: int, width: int) -> tuple[torch.Tensor, ...]:
+    """q, caches, tables, starts and lengths of a decode step whose lengths may grow to 80."""
+    sequences = len(lengths)
+    q = torch.randn(sequences, heads, width)
+    caches = torch.randn(2, sequences * 5, kv_heads, 16, width)
+    tables = torch.randperm(sequences * 5).int().view(sequences, 5)
+    return (q, *caches, tables, torch.arange(sequences + 1, dtype=torch.int32), lengths)
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["window and soft cap", "slopes", "prefix", "cross", "ranges"])
+def test_attention_is_recorded_with_its_settings(name: str) -> None:
+    """Settings that are tensors are read where they lie, whenever the recording is replayed."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([20, 33, 1], dtype=torch.int32)
+    ranges = torch.tensor([[0, 20], [3, 9], [0, 1]], dtype=torch.int32)
+    visible, slopes = torch.tensor([0, 33, 1], dtype=torch.int32), 2.0 ** -torch.linspace(0.5, 8, 6)
+    settings: dict[str, Any] = {
+        "window and soft cap": {"window": 7, "softcap": 3.0},
+        "slopes": {"slopes": slopes.bfloat16()},
+        "prefix": {"visible": visible, "window": 5},
+        "cross": {"causal": False},
+        "ranges": {"causal": False, "ranges": ranges},
+    }[name]
+    arguments = one_token_each(lengths, 6, 2, 24)
+    _, tape = Tape.record(lambda: kernels.paged_attention(*arguments, 0.2, **settings))
+    assert tape is not None
+    for step in range(1, 4):
+        lengths += 11
+        ranges[:, 1] += step
+        visible[step % 3] += 20
+        arguments[0].copy_(torch.randn(3, 6, 24))
+        expected = kernels.paged_attention(*arguments, 0.2, **settings)
+        with kernels.using("reference"):
+            torch.testing.assert_close(kernels.paged_attention(*arguments, 0.2, **settings), expected)
+        torch.testing.assert_close(tape.replay(), expected, atol=0, rtol=0)
+
+
+@needs_library
+def test_latent_attention_is_recorded_and_what_follows_finds_its_rows() -> None:
+    torch.manual_seed(0)
+    lengths = torch.tensor([20, 33], dtype=torch.int32)
+    q, cache, _, *tables = one_token_each(lengths, 5, 1, 72)
+    scale = torch.randn(64)
+
+    def step() -> torch.Tensor:
+        mixed = kernels.latent_attention(q, cache[:, 0], 64, *tables, 0.2)
+        return kernels.add_rms_norm(mixed.view(10, 64), None, scale, 1e-5)[0]
+
+    _, tape = Tape.record(step)
+    assert tape is not None
+    for _ in range(3):
+        lengths += 13
+        q.copy_(torch.randn(2, 5, 72))
+        torch.testing.assert_close(tape.replay().clone(), step(), atol=0, rtol=0)
+
+
+@needs_library
+def test_a_replayed_window_refuses_a_block_that_it_reaches_and_no_other() -> None:
+    lengths = torch.tensor([40], dtype=torch.int32)
+    arguments = one_token_each(lengths, 2, 2, 8)
+    _, tape = Tape.record(lambda: kernels.paged_attention(*arguments, 0.2, window=8))
+    assert tape is not None
+    arguments[3][0, :2] = -1  # keys 0 to 31
+    assert tape.replay().isfinite().all()
+    lengths[0] = 39
+    with pytest.raises(IndexError, match="paged_attention: a block id"):
+        tape.replay()

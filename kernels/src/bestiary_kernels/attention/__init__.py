@@ -1,16 +1,12 @@
 """Paged attention. Shapes: T query tokens, S sequences, Hq and Hk heads, D head size, B block size."""
 
-from struct import Struct
-
 import torch
 from torch import Tensor
 
 from bestiary_kernels import gpu, library
-from bestiary_kernels.attention import reference
+from bestiary_kernels.attention import cpu, reference
 
 __all__ = ["paged_attention"]
-
-_CALL = Struct("11q")  # AttentionCall in cpu.cpp
 
 
 def paged_attention(
@@ -46,7 +42,8 @@ def paged_attention(
     formed in the slopes' own dtype (ALiBi, arXiv 2108.12409).
 
     Raises ValueError for shapes, settings, starts or lengths that do not fit, IndexError for a block id outside the
-    cache.
+    cache. On a GPU, which the host does not wait for, starts, lengths and ids are not refused: what they would reach
+    outside the tables and the cache is not read, and the rows of their sequence mean nothing.
     """
     _, q_heads, width = q.shape
     _, kv_heads, _, cache_width = cache_shape = k_cache.shape
@@ -61,23 +58,18 @@ def paged_attention(
         or not (out is None or (out.shape == q.shape and out.dtype is q.dtype))
     ):
         raise ValueError("paged_attention: the shapes of q, caches, tables, starts, lengths and out do not fit")
+    _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, len(q))
+    tables, settings = (block_tables, query_starts, context_lens), (window, softcap, slopes, visible, causal, ranges)
     if (on_gpu := gpu.kernels("attention", q)) is not None:
-        _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, len(q))
-        batch, settings = (block_tables, query_starts, context_lens), (window, softcap, slopes, visible, causal, ranges)
-        found: Tensor = on_gpu.paged_attention(q, k_cache, v_cache, *batch, scale, *settings, out)
+        found: Tensor = on_gpu.paged_attention(q, k_cache, v_cache, *tables, scale, *settings, out)
         return found
-    plain = causal and window is None and softcap is None and slopes is None and visible is None and ranges is None
-    kernels = library.native(q) if plain else None
-    y = None
-    if kernels is not None:
-        y = _native(kernels, q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, out)
-    if y is None:
-        _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, len(q))
-        function = _operator if library.is_traced(q) else reference.paged_attention
-        settings = (window, softcap, slopes, visible, causal, ranges)
-        y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, *settings)
-        return y if out is None else out.copy_(y)
-    return y
+    if (kernels := library.native(q)) is not None:
+        y = cpu.attention(kernels, q, k_cache, v_cache, width, tables, out, scale, *settings)
+        if y is not None:
+            return y
+    function = _operator if library.is_traced(q) else reference.paged_attention
+    y = function(q, k_cache, v_cache, block_tables, query_starts, context_lens, scale, *settings)
+    return y if out is None else out.copy_(y)
 
 
 def _check(
@@ -100,53 +92,6 @@ def _check(
         raise ValueError("paged_attention: ranges must be two numbers a query, and need causal=False")
     if not causal and (window is not None or visible is not None):
         raise ValueError("paged_attention: window and visible count from a query's own place; they need causal=True")
-
-
-def _native(
-    kernels: library.Kernels,
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_tables: Tensor,
-    query_starts: Tensor,
-    context_lens: Tensor,
-    scale: float,
-    out: Tensor | None,
-) -> Tensor | None:
-    """Call the C++ function; None where it does not know the dtypes or layouts."""
-    dtype = q.dtype
-    tokens, q_heads, width = q.shape
-    blocks, kv_heads, block_size, _ = k_cache.shape
-    sequences, max_blocks = block_tables.shape
-    q_stride, k_stride, v_stride = q.stride(), k_cache.stride(), v_cache.stride()
-    if (
-        dtype not in library.IS_BF16
-        or not dtype is k_cache.dtype is v_cache.dtype
-        or not torch.int32 is block_tables.dtype is query_starts.dtype is context_lens.dtype
-        or not (block_tables.is_contiguous() and query_starts.is_contiguous() and context_lens.is_contiguous())
-        or q_stride[1:] != (width, 1)
-        or not k_stride[1:] == v_stride[1:] == (block_size * width, width, 1)
-        or not (out is None or out.is_contiguous())
-    ):
-        return None
-    if out is None:
-        out = q.new_empty(q.shape)
-    sizes = (tokens, sequences, q_heads, kv_heads, width, q_stride[0], k_stride[0], v_stride[0])
-    failed = kernels.paged_attention(
-        library.IS_BF16[dtype],
-        q.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        out.data_ptr(),
-        block_tables.data_ptr(),
-        query_starts.data_ptr(),
-        context_lens.data_ptr(),
-        scale,
-        _CALL.pack(*sizes, blocks, block_size, max_blocks),
-    )
-    if failed:
-        library.fail("paged_attention", failed)
-    return out
 
 
 @torch.library.custom_op("bestiary::paged_attention", mutates_args=())

@@ -83,7 +83,7 @@ def _scores(q: Tensor, k: Tensor, first: int, scale: float, softcap: float | Non
         scores = softcap * torch.tanh(scores / softcap)
     if slopes is not None:
         bias = slopes[:, None] * torch.arange(first, first + keys, device=q.device)
-        scores = scores + bias.float().view(kv_heads, -1, 1, keys)
+        scores = scores + bias.float().view(kv_heads, len(slopes) // kv_heads, 1, keys)
     return scores
 
 

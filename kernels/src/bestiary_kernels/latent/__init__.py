@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bestiary_kernels import gpu, library
-from bestiary_kernels.attention import paged_attention
+from bestiary_kernels.attention import cpu
 from bestiary_kernels.latent import reference
 
 __all__ = ["cache_write", "latent_attention"]
@@ -49,19 +49,18 @@ def latent_attention(
         raise ValueError("latent_attention: the shapes of tables, starts and lengths do not fit")
     if out is not None and (out.shape != shape or out.dtype is not q_THD.dtype):
         raise ValueError(f"latent_attention: out must be {shape} in q's dtype")
+    tables = (block_tables, query_starts, context_lens)
     if (on_gpu := gpu.kernels("latent", q_THD)) is not None:
-        batch = (block_tables, query_starts, context_lens)
-        found: Tensor = on_gpu.latent_attention(q_THD, cache, value_dim, *batch, scale, out)
+        found: Tensor = on_gpu.latent_attention(q_THD, cache, value_dim, *tables, scale, out)
         return found
-    if library.is_traced(q_THD):
-        y = _operator(q_THD, cache, value_dim, block_tables, query_starts, context_lens, scale)
-    elif library.native(q_THD) is None:
-        y = reference.latent_attention(q_THD, cache, value_dim, block_tables, query_starts, context_lens, scale)
-    else:
-        # The kernel for one head of keys and values knows no values that are narrower: it sums all of the rows.
+    if (kernels := library.native(q_THD)) is not None:
         rows = cache[:, None]
-        y = paged_attention(q_THD, rows, rows, block_tables, query_starts, context_lens, scale)[..., :value_dim]
-    return y.contiguous() if out is None else out.copy_(y)
+        y = cpu.attention(kernels, q_THD, rows, rows, value_dim, tables, out, scale)
+        if y is not None:
+            return y
+    function = _operator if library.is_traced(q_THD) else reference.latent_attention
+    y = function(q_THD, cache, value_dim, *tables, scale)
+    return y if out is None else out.copy_(y)
 
 
 @torch.library.custom_op("bestiary::cache_write", mutates_args=("cache",))
