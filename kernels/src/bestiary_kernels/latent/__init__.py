@@ -82,7 +82,7 @@ def latent_attention(
         if y is not None:
             return y
     function = _operator if library.is_traced(q_THD) else reference.latent_attention
-    y = function(q_THD, cache, value_dim, block_tables, query_starts, context_lens, scale)
+    y = function(q_THD, cache, value_dim, *tables, scale)
     return y if out is None else out.copy_(y)
 
 
