@@ -47,11 +47,12 @@ def llm(served: LLM) -> Iterator[LLM]:
     assert len(texts(served, ["still here?"])) == 1
 
 
-def test_random_weights_need_nothing_but_a_configuration(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_random_weights_need_nothing_but_a_configuration(tmp_path: Path, quantization: str | None) -> None:
     config = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
     config |= {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 64, "rms_norm_eps": 1e-5}
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
-    llm = LLM(str(tmp_path), load_format="dummy", skip_tokenizer_init=True)
+    llm = LLM(str(tmp_path), load_format="dummy", quantization=quantization, skip_tokenizer_init=True)
     params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, detokenize=False)
     (output,) = llm.generate([[1, 2, 3]], params, use_tqdm=False)
     assert len(output.outputs[0].token_ids) == 5 and output.outputs[0].finish_reason == "length"

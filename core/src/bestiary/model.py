@@ -137,7 +137,7 @@ def build(
     _number_caches(model, groups)
     _lay_out_positions(model, length, device)
     if checkpoint is None:
-        _draw(model)
+        _draw(model, device)
     else:
         fill(dict(leaves(model)), names, checkpoint, elsewhere=lambda path: is_elsewhere(path, model))
     _pack(model)
@@ -240,14 +240,17 @@ def _allocate(model: Decoder, dtype: torch.dtype, device: torch.device) -> None:
         leaf.allocate(dtype, device)
 
 
-def _draw(model: Decoder) -> None:
+def _draw(model: Decoder, device: torch.device) -> None:
     """Weights for a measurement: matrices that keep the size of what goes through them, gains of 1, no biases."""
+    generator = torch.Generator(device).manual_seed(0)  # the shards of a stage draw alike
     for _, leaf in leaves(model):
-        for name, tensor in leaf.named_parameters(recurse=False):
-            if tensor.dim() > 1:
-                tensor.data.normal_(std=tensor.shape[-1] ** -0.5)
+        for part, suffix, *index in leaf.expected():
+            shape = leaf.parts[part], *leaf.shapes()[suffix][2 if index else 1 :]
+            if len(shape) > 1:
+                drawn = torch.randn(shape, generator=generator, device=device) * shape[-1] ** -0.5
             else:
-                tensor.data.fill_(0.0 if "bias" in name else 1.0)
+                drawn = torch.full(shape, 0.0 if "bias" in suffix else 1.0, device=device)
+            leaf.fill(part, suffix, drawn, index[0] if index else None)
 
 
 def _cut(model: Decoder, mesh: Mesh) -> None:
