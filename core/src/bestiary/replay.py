@@ -71,7 +71,8 @@ class Replays:
     ) -> None:
         self._lanes, self._model, self._caches, self._device = lanes, model, caches, device
         self._layout = _Layout(tuple(kinds), block_size, -(-longest // block_size))
-        self._steps: dict[int, tuple[_Step, Recording | None]] = {}
+        #: By rows, and whether any of them has an adapter: without one, what stands beside the matrices is left out.
+        self._steps: dict[tuple[int, bool], tuple[_Step, Recording | None]] = {}
         on_cpu = device.type == "cpu"
         #: Sizes that are recorded; None: each as it comes, up to the most that a packed product takes.
         self.sizes = None if on_cpu else _SIZES
@@ -93,17 +94,18 @@ class Replays:
         """
         count = len(rows)
         size = count if self.sizes is None else next(size for size in self.sizes if size >= count)
-        if size in self._steps:
-            step, recording = self._steps[size]
+        key = size, any(row.adapter >= 0 for row in rows)
+        if key in self._steps:
+            step, recording = self._steps[key]
             if recording is None:
                 return None
             step.write(rows)
             return recording.replay()[:count]
         step = _Step(size, self._layout, self._caches, self._device)
         step.write(rows)
-        self._lanes.set({"tokens": step.adapters, "outputs": step.adapters})
+        self._lanes.set({"tokens": step.adapters, "outputs": step.adapters} if key[1] else {})
         found, recording = self._record(lambda: self._model.logits(self._model(step.batch)))
-        self._steps[size] = step, recording
+        self._steps[key] = step, recording
         return found[:count]
 
     def forget(self) -> None:
