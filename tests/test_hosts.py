@@ -125,7 +125,7 @@ def test_two_hosts_answer_as_one_process(two: Two, expected: list[RequestOutput]
     llm.engine.check_integrity()
     llm.close()
     two._engines.clear()
-    wait_until_gone(two.far(), 10)
+    wait_until_gone(two.far(), 2)
     assert two.node.poll() is None  # it waits for the next engine
 
 
@@ -145,7 +145,7 @@ def test_requests_end_within_a_second_when_a_rank_of_another_host_dies_or_hangs(
     assert all(re.search(why, reason) for reason in reasons(done))
     with pytest.raises(EngineError, match="Restart"):
         ask(llm)
-    wait_until_gone([rank], 10)
+    wait_until_gone([rank], 2)
     llm.restart()
     assert tokens(ask(llm)) == tokens(expected)
     print(f"{sign.name}: errors after {took:.2f} s")
@@ -158,7 +158,7 @@ def test_requests_end_within_a_second_when_another_host_goes(two: Two, expected:
     took, done = kill_and_drain(llm, two.node.pid, signal.SIGKILL)
     assert took < SOON
     assert all(re.search(r"rank 1 .*node 1 .* is not connected any more", reason) for reason in reasons(done))
-    wait_until_gone(ranks, 10)
+    wait_until_gone(ranks, 2)
     two.bring()
     llm.restart()
     assert tokens(ask(llm)) == tokens(expected)
@@ -185,7 +185,7 @@ def test_an_engine_that_is_closed_leaves_no_rank_on_another_host(two: Two) -> No
     assert ranks
     llm.close()
     two._engines.clear()
-    wait_until_gone(ranks, 10)
+    wait_until_gone(ranks, 2)
 
 
 DRIVER = """
@@ -212,7 +212,7 @@ def test_hosts_let_go_when_their_driver_is_killed_and_its_port_is_free(folder: P
         ranks = ranks_of(driver.pid) | ranks_of(other.pid)
         assert len(ranks) == 2
         driver.kill()
-    took = wait_until_gone({*ranks, other.pid}, 10)
+    took = wait_until_gone({*ranks, other.pid}, 2)
     assert b"the driver has ended, and so does this node" in other.communicate()[1]
     with socket.create_server(("127.0.0.1", port)):
         print(f"gone {took:.2f} s after their driver")

@@ -143,7 +143,7 @@ def test_requests_end_within_a_second_when_a_process_dies_or_hangs(
     assert all(re.search(why, reason) for reason in reasons(done))
     with pytest.raises(EngineError, match="Restart"):
         ask(llm)
-    wait_until_gone(old, 10)
+    wait_until_gone(old, 2)
     begin = time.monotonic()
     llm.restart()
     print(f"{sign.name}: errors after {took:.2f} s, restarted in {time.monotonic() - begin:.2f} s")
@@ -242,7 +242,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_leaves_no_process(folder: Pa
     before = children(os.getpid())
     with pytest.raises(TensorMismatch, match="up_proj"):
         open_llm(broken, pipeline=2)
-    wait_until_gone(children(os.getpid()) - before, 10)
+    wait_until_gone(children(os.getpid()) - before, 2)
 
 
 def test_a_closed_engine_leaves_neither_process_nor_folder(
@@ -255,7 +255,7 @@ def test_a_closed_engine_leaves_neither_process_nor_folder(
     assert list(tmp_path.iterdir())
     fill(llm)
     llm.close()
-    wait_until_gone(found, 10)
+    wait_until_gone(found, 2)
     assert not list(tmp_path.iterdir())
     llm.close()  # a second time does nothing
 
@@ -277,7 +277,7 @@ def test_processes_go_when_their_driver_is_killed(folder: Path) -> None:
         found = children(driver.pid)
         assert len(found) == 2
         driver.kill()
-    print(f"gone {wait_until_gone(found, 10):.2f} s after their driver")
+    print(f"gone {wait_until_gone(found, 2):.2f} s after their driver")
 
 
 # --- what cannot begin --------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_requests_end_within_a_second_when_a_rank_dies(llm: LLM, expected: list[
     assert all("SIGKILL" in reason for reason in reasons(done))
     with pytest.raises(EngineError, match="Restart"):
         ask(llm)
-    wait_until_gone(old, 10)
+    wait_until_gone(old, 3)
     begin = time.monotonic()
     llm.restart()
     print(f"errors after {took:.2f} s, restarted in {time.monotonic() - begin:.2f} s")
@@ -104,7 +104,7 @@ def test_requests_end_within_a_second_when_an_actor_dies(llm: LLM, expected: lis
     took, done = kill_and_drain(llm, actor, signal.SIGKILL)
     assert took < SOON
     assert all("is not connected any more" in reason for reason in reasons(done))
-    wait_until_gone(old, 10)
+    wait_until_gone(old, 3)
     llm.restart()
     assert tokens(ask(llm)) == tokens(expected)
     print(f"errors after {took:.2f} s")
@@ -122,7 +122,7 @@ def test_stages_of_shards_over_actors_and_all_is_given_back(
         assert len(found) == 4
     finally:
         four.close()
-    wait_until_gone(found, 10)
+    wait_until_gone(found, 3)
     wait_for_cores(4)
 
 
@@ -146,7 +146,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_gives_all_back(folder: Path,
     save_file(tensors, broken / "model.safetensors")
     with pytest.raises(TensorMismatch, match="up_proj"):
         open_llm(broken, pipeline=2, executor="ray")
-    wait_until_gone(workers(), 10)
+    wait_until_gone(workers(), 3)
     wait_for_cores(4)
 
 
@@ -193,5 +193,5 @@ def test_ranks_go_when_their_driver_is_killed_and_the_cluster_has_all_back(folde
         found = workers()
         assert len(found) == 2
         driver.kill()
-    print(f"gone {wait_until_gone(found, 10):.2f} s after their driver")
+    print(f"gone {wait_until_gone(found, 3):.2f} s after their driver")
     wait_for_cores(4)
