@@ -60,7 +60,7 @@ class StepResult:
 
     choice: Choice | None = None
     prompt: list[TopLogprobs] = field(default_factory=list)
-    #: [num_vectors, width] float32
+    #: [num_vectors, width] float32, on the CPU
     vectors: Tensor | None = None
 
 
@@ -376,7 +376,7 @@ def _choose(logits_RV: Tensor, rows: Sequence[StepRow], counts: Sequence[int]) -
     ends = list(accumulate(counts))
     for row, result, end, count in zip(rows, results, ends, counts, strict=True):
         if row.num_vectors:
-            result.vectors = logits_RV[end - count : end]
+            result.vectors = logits_RV[end - count : end].cpu()
         if row.prompt_logprobs is not None and row.successors:
             first = logits_RV[end - count : end - count + len(row.successors)]
             chosen = torch.tensor(row.successors, device=logits_RV.device)

@@ -26,10 +26,16 @@ Checkpoints = Annotated[
     tuple[str, ...],
     Parameter(negative=(), help="Level L4 alone, on this real checkpoint: a folder, a hub's name or demo. Repeatable."),
 ]
+DeviceName = Annotated[str, Parameter(help="Where engines compute, as cpu or cuda; references do on the CPU.")]
 
 
 def command(
-    *names: Names, json: Json = None, table: TableFile = None, level: Level = (), checkpoint: Checkpoints = ()
+    *names: Names,
+    json: Json = None,
+    table: TableFile = None,
+    level: Level = (),
+    checkpoint: Checkpoints = (),
+    device: DeviceName = "cpu",
 ) -> int:
     """Run the conformance kit, and end with status 1 where a check failed. Needs bestiary[testing]."""
     from rich.console import Console
@@ -49,7 +55,7 @@ def command(
         results += own
     everything = tuple(sorted({found.name for found in map(_declaration, sorted(registry.scan()))}))
     for name in names if checkpoint else names or everything:
-        own = [planned.run() for planned in plan(name) if not level or planned.level in level]
+        own = [planned.run() for planned in plan(name, device) if not level or planned.level in level]
         for result in own:
             if result.status == "failed":
                 console.print(f"{name}: {result.level} {result.check} {result.case or ''}: failed", style="red")

@@ -29,6 +29,8 @@ class Planned:
     level: str
     check: str
     case: str | None
+    #: Where the engine computes; references always do on the CPU.
+    device: str = "cpu"
 
     @property
     def id(self) -> str:
@@ -54,13 +56,14 @@ class Planned:
         )
 
 
-def plan(name: str) -> list[Planned]:
+def plan(name: str, device: str = "cpu") -> list[Planned]:
     """Everything that follows from an architecture's declaration and its cases. Raises PluginError where none loads."""
     cases = _cases(registry.find(name).load())
     checks = _checks()
-    whole = [Planned(name, check.level, check.name, None) for check in checks if not check.of_case]
+    whole = [Planned(name, check.level, check.name, None, device) for check in checks if not check.of_case]
     # Case by case, since what a case needs is made once and let go with the next.
-    return whole + [Planned(name, check.level, check.name, case) for case in cases for check in checks if check.of_case]
+    of_cases = [check for check in checks if check.of_case]
+    return whole + [Planned(name, check.level, check.name, case, device) for case in cases for check in of_cases]
 
 
 def _checks() -> list[Any]:
@@ -85,12 +88,12 @@ def _root() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def _fixture(name: str, case: str) -> Any:
+def _fixture(name: str, case: str, device: str) -> Any:
     from bestiary.testing.fixture import Fixture
 
     _fixture.cache_clear()  # one case at a time: engines hold memory
     cases = _cases(registry.find(name).load())
-    return Fixture(name, cases[case], Path(_root().name) / name / str(list(cases).index(case)))
+    return Fixture(name, cases[case], Path(_root().name) / name / str(list(cases).index(case)), device)
 
 
 def _run(planned: Planned) -> tuple[str, str, int | None]:
@@ -101,7 +104,7 @@ def _run(planned: Planned) -> tuple[str, str, int | None]:
     subject: Any = architecture
     try:
         if planned.case is not None:
-            subject = _fixture(planned.architecture, planned.case)
+            subject = _fixture(planned.architecture, planned.case, planned.device)
             if waiver := subject.case.without.get(planned.check):
                 return "waived", f"{waiver.reason} ({waiver.link})", None
         check.run(subject)

@@ -55,8 +55,8 @@ class Answer:
 class Fixture:
     """One case of one architecture, in a folder of its own. Everything is made when it is first needed."""
 
-    def __init__(self, architecture: str, case: Case, folder: Path) -> None:
-        self.architecture, self.case, self._root = architecture, case, folder
+    def __init__(self, architecture: str, case: Case, folder: Path, device: str = "cpu") -> None:
+        self.architecture, self.case, self._root, self.device = architecture, case, folder, device
         self.vocabulary = int(_vocabulary(case.config))
         self._engines: dict[str, Engine] = {}
 
@@ -192,7 +192,7 @@ class Fixture:
             model=str(folder or self.folder),
             **{
                 "dtype": "float32",
-                "device": "cpu",
+                "device": self.device,
                 "skip_tokenizer_init": True,
                 "max_num_seqs": 4,
                 "max_logprobs": self.vocabulary,
