@@ -16,7 +16,7 @@ from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.errors import EngineError, RequestError
 from bestiary.output import CompletionOutput, Delta, OutputText, RequestOutput
-from bestiary.runner import StepResult, StepRow
+from bestiary.step import StepResult, StepRow
 from bestiary.sampling import sampler
 from bestiary.sampling.params import SamplingParams
 from bestiary.scheduler import Sequence as Tokens

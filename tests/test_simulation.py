@@ -26,7 +26,7 @@ from bestiary.engine import Engine
 from bestiary.errors import AdapterError
 from bestiary.inputs import Inputs, Item, Span
 from bestiary.output import RequestOutput
-from bestiary.runner import StepRow
+from bestiary.step import StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.scheduler import Sequence as Tokens
 from bestiary.testing import Expected, FakeExecutor, expected_answer, expected_prompt_logprobs
@@ -81,6 +81,7 @@ class Day:
             fault=self.fault,
             groups=self._groups(block_size, longest, config.max_num_batched_tokens),
             depth=chance.choice((1, 1, 1, 2, 3)),
+            runs_ahead=chance.random() < 0.5,
         )
         self.end_ids = chance.sample(range(self.executor.vocabulary), chance.randint(0, 2))
         self.engine = Engine(config, self.executor, None, self.end_ids)

@@ -15,9 +15,9 @@ from bestiary.errors import BestiaryError, EngineError, TensorMismatch, WorkerDi
 from bestiary.executor import wire
 from bestiary.executor.parallel import Inbox, ParallelExecutor
 from bestiary.inputs import NOTHING, Inputs, Item, Look, Span
-from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs
+from bestiary.step import StepResult, StepRow
 
 TOKENS = st.lists(st.integers(0, 2**31), min_size=1, max_size=9)
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool)

@@ -22,11 +22,11 @@ from bestiary.media import Admission
 from bestiary.output import FinishReason, Logprob, OutputText, RequestOutput
 from bestiary.prompts import TEXT_ALONE, Processor
 from bestiary.request import Answer, Request, seen_from_the_start
-from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Row, TopLogprobs
 from bestiary.scheduler import Scheduled, Scheduler
 from bestiary.scheduler import Sequence as Tokens
+from bestiary.step import StepResult, StepRow
 from bestiary.text import Tokenizer
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ class Engine:
                 f"the executor promises contexts of {executor.max_model_len} tokens, its cache holds {holds}"
             )
         self.executor = executor
-        self.scheduler = Scheduler(cache, config.max_num_seqs, config.max_num_batched_tokens, self.adapters.book)
+        early = executor.max_model_len if executor.runs_ahead else 0
+        seats, budget = config.max_num_seqs, config.max_num_batched_tokens
+        self.scheduler = Scheduler(cache, seats, budget, self.adapters.book, early)
         self.adapters.book.clear_slots()
         self._flights = Flights(lambda: self.executor, self.scheduler, self.adapters, self._row)
 

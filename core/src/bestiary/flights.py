@@ -9,8 +9,8 @@ from collections.abc import Callable
 from bestiary.errors import EngineError, WorkerDied
 from bestiary.executor import Executor
 from bestiary.loras import Adapters
-from bestiary.runner import StepResult, StepRow
 from bestiary.scheduler import Scheduled, Scheduler
+from bestiary.step import StepResult, StepRow
 
 __all__ = ["Flights", "Landed"]
 

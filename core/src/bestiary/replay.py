@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bestiary.batch import Batch, Pages, Slots
 from bestiary.blocks import Decoder, Kind, Lanes
+from bestiary.step import StepRow
 from bestiary_kernels import Arena, Graph, Tape
 from bestiary_kernels.linear import MOST_ROWS
 
@@ -23,26 +24,6 @@ __all__ = ["Record", "Recording", "Replays"]
 
 #: Rows of the steps that are captured on a GPU. Others get rows that come to nothing, up to the next of these sizes.
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-
-
-class _DecodeRow(Protocol):
-    """One token of one sequence: what a recorded step needs to know of it."""
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """The token, alone."""
-
-    @property
-    def start(self) -> int:
-        """Its position."""
-
-    @property
-    def adapter(self) -> int:
-        """The slot of its adapter."""
-
-    @property
-    def blocks(self) -> Sequence[Sequence[int]]:
-        """The sequence's cache, by group of layers."""
 
 
 class Recording(Protocol):
@@ -83,15 +64,19 @@ class Replays:
         """Steps can be recorded of models with these groups of layers: such as look at nothing but their own tokens."""
         return all(kind.crossed is None for kind in kinds)
 
-    def takes(self, num_rows: int) -> bool:
-        """Steps of this size are worth a recording."""
-        return num_rows <= (MOST_ROWS if self.sizes is None else self.sizes[-1])
+    def _takes(self, rows: Sequence[StepRow]) -> bool:
+        """Steps of this size are worth a recording, and each row is one token's."""
+        most = MOST_ROWS if self.sizes is None else self.sizes[-1]
+        return len(rows) <= most and all(row.decodes for row in rows)
 
-    def logits(self, rows: Sequence[_DecodeRow]) -> Tensor | None:
+    def logits(self, rows: Sequence[StepRow], tokens: Tensor | None = None) -> Tensor | None:
         """[R, vocabulary] for rows of one token each, valid until the next step; None where there is no recording.
 
-        A model of which some part is not a kernel of ours cannot be recorded, and is only tried once.
+        `tokens` [R] stand for the rows' own where only the device knows those. A model of which some part is not a
+        kernel of ours cannot be recorded, and is only tried once.
         """
+        if not self._takes(rows):
+            return None
         count = len(rows)
         size = count if self.sizes is None else next(size for size in self.sizes if size >= count)
         key = size, any(row.adapter >= 0 for row in rows)
@@ -99,10 +84,10 @@ class Replays:
             step, recording = self._steps[key]
             if recording is None:
                 return None
-            step.write(rows)
+            step.write(rows, tokens)
             return recording.replay()[:count]
         step = _Step(size, self._layout, self._caches, self._device)
-        step.write(rows)
+        step.write(rows, tokens)
         self._lanes.set({"tokens": step.adapters, "outputs": step.adapters} if key[1] else {})
         found, recording = self._record(lambda: self._model.logits(self._model(step.batch)))
         self._steps[key] = step, recording
@@ -134,6 +119,7 @@ class _Memory:
         self._there = self._host if device.type == "cpu" else self._host.to(device)
         self._memory = memoryview((ctypes.c_char * (8 * words)).from_address(self._host.data_ptr())).cast("B")
         self._used = 0
+        self._sent = None if device.type == "cpu" else torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def take(self, count: int, dtype: torch.dtype) -> tuple[memoryview, Tensor]:
         """So many numbers, as the host writes them, and as kernels read them."""
@@ -142,10 +128,16 @@ class _Memory:
         code: Any = {torch.int64: "q", torch.int32: "i", torch.bool: "?"}[dtype]
         return self._memory[begin:end].cast(code), self._there.view(torch.uint8)[begin:end].view(dtype)
 
+    def wait(self) -> None:
+        """Until what was sent last has left: before that it must not be written over."""
+        if self._sent is not None:
+            self._sent.synchronize()
+
     def send(self) -> None:
-        """Let kernels that are launched from now on see what was written. The copy before must have arrived."""
-        if self._there is not self._host:
+        """Let kernels that are launched from now on see what was written."""
+        if self._sent is not None:
             self._there.copy_(self._host, non_blocking=True)
+            self._sent.record()
 
 
 class _PagedRows:
@@ -214,8 +206,9 @@ class _Step:
             caches=caches,
         )
 
-    def write(self, rows: Sequence[_DecodeRow]) -> None:
+    def write(self, rows: Sequence[StepRow], tokens: Tensor | None) -> None:
         """Put the rows where the recorded kernels read them. What is left of the step's rows comes to nothing."""
+        self._memory.wait()
         for i, row in enumerate(rows):
             start = row.start
             self._tokens[i], self._positions[i], self._lengths[i] = row.tokens[0], start, start + 1
@@ -228,3 +221,5 @@ class _Step:
             for _, group in self._groups:
                 group.skip(i)
         self._memory.send()
+        if tokens is not None:
+            self.batch.token_ids[: len(rows)].copy_(tokens)

@@ -2,7 +2,6 @@
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bestiary import adapters, hub, model
+from bestiary.ahead import Ahead
 from bestiary.architecture import Architecture
 from bestiary.batch import Batch, Crossing, Pages, Slots, Vectors
 from bestiary.blocks import Adaptable, Decoder, Embedding, Lanes, Over, Pooler, Update
@@ -19,49 +19,17 @@ from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
 from bestiary.encoding import Encoding
 from bestiary.errors import SettingError
-from bestiary.inputs import NOTHING, Inputs, Item, Look
+from bestiary.inputs import Item, Look
 from bestiary.parallel import Mesh
 from bestiary.replay import Replays
-from bestiary.sampling.sampler import Choice, Row, TopLogprobs, sample, top_logprobs
+from bestiary.sampling.sampler import sample, top_logprobs
+from bestiary.step import StepResult, StepRow
 
-__all__ = ["Runner", "StepResult", "StepRow"]
+__all__ = ["Runner"]
 
 
 #: Vectors of the items seen last that are kept, so that a prompt in chunks, or asked again, is encoded once.
 _ENCODED = 16384
-
-
-@dataclass(slots=True)
-class StepRow:
-    """The next tokens of one sequence, from position `start` on, and where its cache is."""
-
-    tokens: Sequence[int]
-    start: int
-    #: By group of layers that keep alike.
-    blocks: Sequence[Sequence[int]]
-    #: Set where the step reaches the last token, so that its successor is chosen.
-    sampling: Row | None
-    #: Where the prompt's log-probabilities are wanted: how many, and for each of `tokens` its successor in the prompt
-    #: (fewer at the prompt's end).
-    prompt_logprobs: int | None = None
-    successors: Sequence[int] = ()
-    #: Vectors of so many of the last tokens are wanted, from a model that pools.
-    num_vectors: int = 0
-    #: What the sequence's prompt brings beside its tokens; and what it looks at is in the cache already.
-    inputs: Inputs = NOTHING
-    is_crossed: bool = False
-    #: The slot of the request's adapter, -1 for none.
-    adapter: int = -1
-
-
-@dataclass(slots=True)
-class StepResult:
-    """What a step found for one row."""
-
-    choice: Choice | None = None
-    prompt: list[TopLogprobs] = field(default_factory=list)
-    #: [num_vectors, width] float32, on the CPU
-    vectors: Tensor | None = None
 
 
 #: What ranks settle on together: each has its own idea of how many blocks it has room for.
@@ -117,6 +85,10 @@ class Runner:
         if Replays.suits(kinds) and self._mesh.is_alone:
             where = self.block_size, self.max_model_len, self._lanes, self.device
             self._replays = Replays(self._model, self._caches, kinds, *where)
+        #: On a GPU, whose host would keep it waiting.
+        self.ahead: Ahead | None = None
+        if self._replays is not None and self.device.type == "cuda":
+            self.ahead = Ahead(self._replays, self.groups, self.block_size, self.max_model_len)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time.
@@ -124,15 +96,17 @@ class Runner:
         Of several ranks one has results, and the others none.
         """
         with torch.inference_mode():
-            if self._replays is not None and self._replays.takes(len(rows)) and _is_decode(rows):
-                logits = self._replays.logits(rows)
-                if logits is not None:
-                    return _choose(logits.float(), rows, [1] * len(rows))
-            try:
-                return self._step(rows)
-            except Exception:
-                self._mesh.send_failure()
-                raise
+            return self._now(rows) if self.ahead is None else self.ahead.execute(rows, self._now)
+
+    def _now(self, rows: Sequence[StepRow]) -> list[StepResult]:
+        logits = None if self._replays is None else self._replays.logits(rows)
+        if logits is not None:
+            return _choose(logits.float(), rows, [1] * len(rows))
+        try:
+            return self._step(rows)
+        except Exception:
+            self._mesh.send_failure()
+            raise
 
     def _step(self, rows: Sequence[StepRow]) -> list[StepResult]:
         # First of all what the stage before sends, or the next step would find it.
@@ -351,14 +325,6 @@ def _axes_of(row: StepRow, num_axes: int) -> Tensor:
     known = torch.empty(num_axes, 0, dtype=torch.int64) if own is None else own[:, start:end]
     first = start + known.shape[1]
     return torch.cat((known, (torch.arange(first, end) + row.inputs.shift).expand(num_axes, -1)), 1)
-
-
-def _is_decode(rows: Sequence[StepRow]) -> bool:
-    """One token of each sequence, whose successor is chosen."""
-    return all(
-        len(row.tokens) == 1 and row.sampling and not row.successors and row.inputs.ends_before(row.start)
-        for row in rows
-    )
 
 
 def _output_rows(row: StepRow) -> range:

@@ -80,6 +80,8 @@ class Scheduler:
     max_num_batched_tokens: int
     #: The slots of adapters.
     book: Book = field(default_factory=lambda: Book(0, 0))
+    #: Sequences shorter than this get room for one token more, where that costs nobody anything.
+    early: int = 0
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
 
@@ -164,6 +166,8 @@ class Scheduler:
             self.preempt(youngest)
             if youngest is sequence:
                 return False
+        if start + count < self.early:
+            self.cache.reserve(sequence.table, start, start + count + 1, spare=len(self.running))
         return True
 
     def preempt(self, sequence: Sequence) -> None:

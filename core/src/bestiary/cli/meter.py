@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bestiary.blocks import Decoder
     from bestiary.executor import Executor
-    from bestiary.runner import StepResult, StepRow
+    from bestiary.step import StepResult, StepRow
 
 __all__ = ["Costs", "Kind", "Limits", "Meter", "Phase", "Step"]
 
@@ -82,7 +82,7 @@ class Meter:
         self.vocabulary, self.max_model_len = executor.vocabulary, executor.max_model_len
         self.groups, self.block_size = executor.groups, executor.block_size
         self.pools, self.most_crossed = executor.pools, executor.most_crossed
-        self.depth, self.width = executor.depth, executor.width
+        self.depth, self.width, self.runs_ahead = executor.depth, executor.width, executor.runs_ahead
         self._under_way: deque[Sequence[StepRow]] = deque()
         self.steps: list[Step] = []
         self._last = 0.0

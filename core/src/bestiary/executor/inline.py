@@ -5,7 +5,8 @@ from pathlib import Path
 
 from bestiary.cache import CacheGroup
 from bestiary.executor.protocol import Immediate
-from bestiary.runner import Runner, StepResult, StepRow
+from bestiary.runner import Runner
+from bestiary.step import StepResult, StepRow
 
 __all__ = ["InlineExecutor"]
 
@@ -20,6 +21,7 @@ class InlineExecutor(Immediate):
         self.block_size = runner.block_size
         self.max_model_len = runner.max_model_len
         self.pools, self.most_crossed = runner.pools, runner.most_crossed
+        self.runs_ahead = runner.ahead is not None
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step here and now."""

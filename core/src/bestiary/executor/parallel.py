@@ -14,7 +14,7 @@ from bestiary.config import EngineConfig
 from bestiary.errors import AdapterError, EngineError, WorkerDied
 from bestiary.executor import wire
 from bestiary.executor.worker import identity
-from bestiary.runner import StepResult, StepRow
+from bestiary.step import StepResult, StepRow
 
 __all__ = ["Inbox", "ParallelExecutor", "Team"]
 
@@ -50,6 +50,8 @@ class Team(Protocol):
 
 class ParallelExecutor:
     """A model spread over the ranks that `start` starts."""
+
+    runs_ahead = False
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from bestiary.cache import CacheGroup
-from bestiary.runner import StepResult, StepRow
+from bestiary.step import StepResult, StepRow
 
 __all__ = ["Executor", "Immediate"]
 
@@ -29,6 +29,8 @@ class Executor(Protocol):
     pools: Literal["last", "all"] | None
     #: How many steps can be on their way at once; they are run in the order in which they were submitted.
     depth: int
+    #: It computes a decode step's successor where it finds room for that, so that this is made early.
+    runs_ahead: bool
 
     def submit(self, rows: Sequence[StepRow]) -> None:
         """Send a step on its way."""
@@ -61,6 +63,7 @@ class Immediate:
     """An executor that runs a step here and now, when it is collected."""
 
     depth = 1
+    runs_ahead = False
 
     def submit(self, rows: Sequence[StepRow]) -> None:
         """Remember it."""

@@ -14,9 +14,9 @@ from bestiary import errors
 from bestiary.cache import CacheGroup
 from bestiary.errors import BestiaryError, EngineError
 from bestiary.inputs import NOTHING, Inputs, Item, Look, Span
-from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs
+from bestiary.step import StepResult, StepRow
 
 __all__ = [
     "AddAdapter",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from struct import pack
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 import bestiary_kernels as kernels
 from bestiary.sampling.params import SamplingParams
 
-__all__ = ["Choice", "Row", "TopLogprobs", "sample", "top_logprobs", "uniform"]
+__all__ = ["Choice", "Row", "TopLogprobs", "choose", "sample", "top_logprobs", "uniform"]
 
 
 @dataclass(slots=True)
@@ -33,11 +34,21 @@ class Row:
     seed: int
     #: Tokens that end the answer; forbidden while it is shorter than `min_tokens`.
     end_ids: Sequence[int] = ()
+    #: Tokens that were chosen and are not among `tokens` yet.
+    on_their_way: int = 0
 
     @property
     def num_output(self) -> int:
         """Tokens of the answer so far."""
-        return len(self.tokens) - self.num_prompt
+        return len(self.tokens) - self.num_prompt + self.on_their_way
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing but the logits and a drawn number make its next token, and that token is all that is wanted."""
+        params = self.params
+        if params.logprobs is not None or params.logit_bias or (self.end_ids and params.min_tokens > self.num_output):
+            return False
+        return params.repetition_penalty == 1 and not params.presence_penalty and not params.frequency_penalty
 
 
 @dataclass(slots=True)
@@ -68,19 +79,27 @@ def sample(logits_RV: Tensor, rows: Sequence[Row]) -> list[Choice]:
     """One token for each row of float32 logits (which are changed in place)."""
     wanted = [r for r, row in enumerate(rows) if row.params.logprobs is not None]
     raw = logits_RV[wanted] if wanted else None
+    tokens_R = choose(logits_RV, rows)
+    choices = [Choice(None if token < 0 else token) for token in tokens_R.tolist()]
+    if raw is not None:
+        counts = [rows[r].params.logprobs or 0 for r in wanted]
+        for r, top in zip(wanted, top_logprobs(raw, tokens_R[wanted].clamp(min=0), counts), strict=True):
+            choices[r].logprobs = top
+    return choices
+
+
+def choose(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
+    """[R] tokens of float32 logits (which are changed in place), on their device; -1 where logits are not numbers."""
     _forbid_and_bias(logits_RV, rows)
     _penalise(logits_RV, rows)
     best_R, tokens_R = logits_RV.max(-1)
     drawing = [r for r, row in enumerate(rows) if not row.params.is_greedy]
-    if drawing:
-        tokens_R[drawing] = _draw(logits_RV[drawing], [rows[r] for r in drawing])
-    sound = torch.isfinite(best_R).tolist()  # the largest of a row is NaN where any is
-    choices = [Choice(token if ok else None) for token, ok in zip(tokens_R.tolist(), sound, strict=True)]
-    if raw is not None:
-        counts = [rows[r].params.logprobs or 0 for r in wanted]
-        for r, top in zip(wanted, top_logprobs(raw, tokens_R[wanted], counts), strict=True):
-            choices[r].logprobs = top
-    return choices
+    if len(drawing) == len(rows):
+        tokens_R = _draw(logits_RV, rows)
+    elif drawing:
+        places = torch.tensor(drawing).to(logits_RV.device, non_blocking=True)
+        tokens_R[places] = _draw(logits_RV[places], [rows[r] for r in drawing])
+    return torch.where(best_R.isfinite(), tokens_R, -1)  # the largest of a row is NaN where any is
 
 
 def top_logprobs(logits_RV: Tensor, chosen_R: Tensor, counts: Sequence[int]) -> list[TopLogprobs]:
@@ -122,12 +141,14 @@ def _penalise(logits_RV: Tensor, rows: Sequence[Row]) -> None:
 
 def _draw(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
     """A token for each row, drawn from what temperature, min-p, top-k and top-p leave."""
-    params, device = [row.params for row in rows], logits_RV.device
-    return kernels.draw(
-        logits_RV,
-        torch.tensor([one.temperature for one in params], dtype=torch.float32, device=device),
-        torch.tensor([one.top_k for one in params], dtype=torch.int32, device=device),
-        torch.tensor([one.top_p for one in params], dtype=torch.float32, device=device),
-        torch.tensor([one.min_p for one in params], dtype=torch.float32, device=device),
-        torch.tensor([uniform(row.seed, row.num_output) for row in rows], dtype=torch.float64, device=device),
-    )
+    params = [row.params for row in rows]
+    settings: list[tuple[list[Any], torch.dtype]] = [
+        ([one.temperature for one in params], torch.float32),
+        ([one.top_k for one in params], torch.int32),
+        ([one.top_p for one in params], torch.float32),
+        ([one.min_p for one in params], torch.float32),
+        ([uniform(row.seed, row.num_output) for row in rows], torch.float64),
+    ]
+    # Nobody waits for the device here.
+    moved = (torch.tensor(v, dtype=d).to(logits_RV.device, non_blocking=True) for v, d in settings)
+    return kernels.draw(logits_RV, *moved)

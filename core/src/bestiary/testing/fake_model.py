@@ -17,9 +17,9 @@ from typing import NamedTuple
 from bestiary.cache import CacheGroup
 from bestiary.errors import AdapterError, EngineError
 from bestiary.inputs import NOTHING, Inputs
-from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs
+from bestiary.step import StepResult, StepRow
 
 __all__ = ["Expected", "FakeExecutor", "expected_answer", "expected_prompt_logprobs"]
 
@@ -51,13 +51,14 @@ class FakeExecutor:
         fault: Fault | None = None,
         groups: Sequence[CacheGroup] = (),
         depth: int = 1,
+        runs_ahead: bool = False,
     ) -> None:
         self.groups = tuple(groups) or (CacheGroup(num_blocks),)
         self.block_size, self.vocabulary = block_size, vocabulary
         self.max_model_len = max_model_len or num_blocks * block_size
         self.fault = fault
         self.pools, self.most_crossed = None, 0
-        self.depth, self.width = depth, 1
+        self.depth, self.width, self.runs_ahead = depth, 1, runs_ahead
         self._under_way: deque[list[StepResult] | Exception] = deque()
         #: Steps that were asked for, those that failed included.
         self.num_steps = 0
@@ -93,7 +94,20 @@ class FakeExecutor:
         for number in self._faults(rows):
             self._write(rows[number], [_NAN] * len(rows[number].tokens))
             self._is_spoiled = True
-        return [self._result(row) for row in rows]
+        results = [self._result(row) for row in rows]
+        for row, result in zip(rows, results, strict=True):
+            if self.runs_ahead and result.choice is not None and result.choice.token is not None:
+                self._run_ahead(row, result.choice.token)
+        return results
+
+    def _run_ahead(self, row: StepRow, token: int) -> None:
+        """Write what the sequence's next step would, which may never come."""
+        start = row.start + len(row.tokens)
+        paged = [blocks for group, blocks in zip(self.groups, row.blocks, strict=True) if group.fixed is None]
+        if all(start < len(blocks) * self.block_size for blocks in paged) and start < self.max_model_len:
+            swapped = [b if g.fixed is None else b[::-1] for g, b in zip(self.groups, row.blocks, strict=True)]
+            values = _values([token], start, NOTHING, self._slots[row.adapter])
+            self._write(StepRow([token], start, swapped, None), values)
 
     def add_adapter(self, key: str, folder: Path) -> bytes:
         """Remember what is in it."""

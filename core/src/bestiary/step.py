@@ -1,0 +1,50 @@
+"""What a step asks of the model for each sequence, and what it finds. Knows neither requests nor tensors' places."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from bestiary.inputs import NOTHING, Inputs
+from bestiary.sampling.sampler import Choice, Row, TopLogprobs
+
+__all__ = ["StepResult", "StepRow"]
+
+
+@dataclass(slots=True)
+class StepRow:
+    """The next tokens of one sequence, from position `start` on, and where its cache is."""
+
+    tokens: Sequence[int]
+    start: int
+    #: By group of layers that keep alike.
+    blocks: Sequence[Sequence[int]]
+    #: Set where the step reaches the last token, so that its successor is chosen.
+    sampling: Row | None
+    #: Where the prompt's log-probabilities are wanted: how many, and for each of `tokens` its successor in the prompt
+    #: (fewer at the prompt's end).
+    prompt_logprobs: int | None = None
+    successors: Sequence[int] = ()
+    #: Vectors of so many of the last tokens are wanted, from a model that pools.
+    num_vectors: int = 0
+    #: What the sequence's prompt brings beside its tokens; and what it looks at is in the cache already.
+    inputs: Inputs = NOTHING
+    is_crossed: bool = False
+    #: The slot of the request's adapter, -1 for none.
+    adapter: int = -1
+
+    @property
+    def decodes(self) -> bool:
+        """One token, placed and seen as if there were nothing but tokens, whose successor is chosen."""
+        alone = len(self.tokens) == 1 and self.sampling is not None and not self.successors
+        return alone and self.inputs.ends_before(self.start)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step found for one row."""
+
+    choice: Choice | None = None
+    prompt: list[TopLogprobs] = field(default_factory=list)
+    #: [num_vectors, width] float32, on the CPU
+    vectors: Tensor | None = None
