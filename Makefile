@@ -15,7 +15,7 @@ help:
 	@echo "make test     install what is needed and run every check and test"
 	@echo "make lint     formatter, linter, types, layers"
 	@echo "make conformance   prove every plugin, and write conformance.json and docs/architectures.md"
-	@echo "make gpu      the kernels' grid and the benchmark on a CUDA device"
+	@echo "make gpu      the kernels' grid, every architecture and the benchmark on a CUDA device"
 	@echo "make sanitize the C++ kernels under AddressSanitizer and UBSan"
 	@echo "make bench    measure, beside the peers (make bench-peers installs them first)"
 	@echo "make clean    remove what the other words made here"
@@ -71,25 +71,28 @@ sanitize: $(VENV)/.tools
 # without dependencies into a folder of its own; wheels in gpu-wheels/ (make gpu-wheels, elsewhere) bring what it lacks.
 GPU_PYTHON ?= $(PYTHON)
 GPU := build/gpu
+GPU_JOBS ?= 12
 gpu:
-	rm -rf $(GPU) && mkdir -p $(GPU)
-	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --no-build-isolation --target $(GPU) \
-		$(wildcard gpu-wheels/*.whl) $(addprefix ./,$(DISTS))
-	PYTHONPATH=$(GPU):. $(GPU_PYTHON) -m kernels.tests.grid --device cuda --draws 25
-	cd benchmarks && PYTHONPATH=../$(GPU) $(GPU_PYTHON) -m gpu
+	rm -rf $(GPU) && mkdir -p $(GPU)/wheels
+	printf '%s\n' $(addprefix ./,$(DISTS) $(ZOO)) | xargs -P $(GPU_JOBS) -n 1 $(GPU_PYTHON) -m pip wheel --quiet \
+		--no-index --no-deps --no-build-isolation --wheel-dir $(GPU)/wheels
+	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --target $(GPU)/site $(wildcard gpu-wheels/*.whl) $(GPU)/wheels/*.whl
+	PYTHONPATH=$(GPU)/site:. $(GPU_PYTHON) -m kernels.tests.grid --device cuda --draws 25 --jobs $(GPU_JOBS)
+	PYTHONPATH=$(GPU)/site $(GPU_PYTHON) tests/on_gpu.py --jobs $(GPU_JOBS) --seconds 90
+	cd benchmarks && PYTHONPATH=../$(GPU)/site $(GPU_PYTHON) -m gpu
 
 gpu-wheels: $(BIN)/python
 	$(PIP) download --no-deps --only-binary=:all: --python-version 3.12 --dest gpu-wheels \
-		msgspec importlib-metadata zipp jinja2 markupsafe pluggy tqdm
+		msgspec 'importlib-metadata<9' zipp jinja2 markupsafe pluggy tqdm soxr soundfile cffi pycparser
 
 bench-peers:
 	bash benchmarks/peers.sh
 
 bench: $(VENV)/.tools
-	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/prefill.py
+	for script in decode prefill quantised; do for model in demo random-0.5b; do \
+		$(BIN)/python benchmarks/$$script.py --model $$model || exit 1; sleep 60; done; done
+	for script in attention kinds neighbour overhead lora parallel startup memory; do \
+		$(BIN)/python benchmarks/$$script.py || exit 1; sleep 60; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .hypothesis build */build */*.egg-info */src/*.egg-info plugins/*/build plugins/*/src/*.egg-info

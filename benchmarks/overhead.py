@@ -15,9 +15,9 @@ from bestiary.cache import CacheGroup
 from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.executor import Immediate
-from bestiary.runner import StepResult, StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.sampling.sampler import Choice
+from bestiary.step import StepResult, StepRow
 
 #: Running requests, and the most microseconds a step may take.
 GOALS = {1: 60, 32: 250, 256: 1500}

@@ -16,10 +16,10 @@ from bestiary.config import EngineConfig
 from bestiary.engine import Engine
 from bestiary.errors import EngineError, RequestError
 from bestiary.output import CompletionOutput, Delta, OutputText, RequestOutput
-from bestiary.step import StepResult, StepRow
 from bestiary.sampling import sampler
 from bestiary.sampling.params import SamplingParams
 from bestiary.scheduler import Sequence as Tokens
+from bestiary.step import StepResult, StepRow
 from bestiary.testing import FakeExecutor, expected_answer
 
 VOCABULARY = 5003

@@ -26,9 +26,9 @@ from bestiary.engine import Engine
 from bestiary.errors import AdapterError
 from bestiary.inputs import Inputs, Item, Span
 from bestiary.output import RequestOutput
-from bestiary.step import StepRow
 from bestiary.sampling.params import SamplingParams
 from bestiary.scheduler import Sequence as Tokens
+from bestiary.step import StepRow
 from bestiary.testing import Expected, FakeExecutor, expected_answer, expected_prompt_logprobs
 
 REQUESTS_PER_DAY = 200

@@ -38,16 +38,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shape = serving.Shape(device, Path(folder) / "8b")
         _take(found, "attention", lambda: attention.rows(device))
-        _take(found, "serving", lambda: serving.rows(shape))
-        ours = {
-            int(row.name.rpartition(" ")[2]): row.value
-            for row in found
-            if row.name.startswith("8B decode, batch")
-            and row.name.rpartition(" ")[2].isdigit()
-            and row.value is not None
-        }
+        throughput: dict[int, float] = {}
+        _take(found, "serving", lambda: serving.rows(shape, throughput))
         _take(found, "adapters", lambda: serving.lora_rows(shape))
-        _take(found, "transformers", lambda: peer.rows(shape, ours))
+        _take(found, "transformers", lambda: peer.rows(shape, throughput))
     table = _table([HEADS, *(row.cells() for row in found)])
     facts = _facts(device) | {"seconds": round(time.perf_counter() - begin)}
     print(table)

@@ -47,7 +47,8 @@ class Shape:
         self.config = _LLAMA_8B | (_TINY if device.is_tiny else {})
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self.config))
-        self.prompt, self.new = (8, 6) if device.is_tiny else (256, 128)
+        self.prompt, self.new = (8, 12) if device.is_tiny else (256, 128)
+        self.warm_steps, self.steps = (2, 3) if device.is_tiny else (8, 64)
 
     def load(self, batch: int, **settings: Any) -> LLM:
         """Ready to decode, without a prefix cache."""
@@ -71,25 +72,48 @@ class Shape:
         draw = random.Random(batch)
         return [[draw.randrange(self.config["vocab_size"]) for _ in range(self.prompt)] for _ in range(batch)]
 
+    def begin(self, llm: LLM, batch: int, lora: Sequence[str] | None = None) -> list[str]:
+        """Start as many answers, and go on until all of them are being written and steps are recorded; their ids."""
+        params = SamplingParams(temperature=0, max_tokens=self.new, ignore_eos=True, detokenize=False)
+        names = [f"request-{number}" for number in range(batch)]
+        for number, (name, prompt) in enumerate(zip(names, self.prompts(batch), strict=True)):
+            llm.engine.add_request(name, prompt, params, lora=None if lora is None else lora[number])
+        begun: set[str] = set()
+        while len(begun) < batch:
+            begun.update(output.request_id for output in llm.engine.step())
+        for _ in range(self.warm_steps):
+            llm.engine.step()
+        return names
+
     def rate(self, llm: LLM, batch: int, lora: Sequence[str] | None = None) -> float:
-        """Tokens a second in decode: many new tokens less one."""
-        prompts, seconds = self.prompts(batch), {}
-        for count in (self.new, 1, self.new):  # the first run records steps
+        """Tokens a second of steady decode."""
+        names = self.begin(llm, batch, lora)
+        begin = time.perf_counter()
+        count = sum(len(llm.engine.step()) for _ in range(self.steps))
+        seconds = time.perf_counter() - begin
+        llm.engine.abort(names)
+        assert count == batch * self.steps, "not every step wrote a token of every answer"
+        return count / seconds
+
+    def throughput(self, llm: LLM, batch: int) -> float:
+        """New tokens a second of whole answers, the reading of their prompts included: the best of three."""
+        params = SamplingParams(temperature=0, max_tokens=self.new, ignore_eos=True, detokenize=False)
+        found = []
+        for _ in range(3):
             begin = time.perf_counter()
-            params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True, detokenize=False)
-            llm.generate(prompts, params, use_tqdm=False, lora=lora)
-            seconds[count] = time.perf_counter() - begin
-        return batch * (self.new - 1) / (seconds[self.new] - seconds[1])
+            llm.generate(self.prompts(batch), params, use_tqdm=False)
+            found.append(batch * self.new / (time.perf_counter() - begin))
+        return max(found)
 
     def step_bytes(self, batch: int) -> float:
         """What a decode step reads, half of the answer being there."""
         shapes = Shapes(ConfigFile.load(self.folder), EngineConfig(model=str(self.folder), dtype="bfloat16"))
         rank = shapes.rank(Mesh())
-        return rank.weights_read(batch) + batch * rank.cache_read(self.prompt + self.new // 2)
+        return rank.weights_read(batch) + batch * rank.cache_read(self.prompt + self.warm_steps + self.steps // 2)
 
 
-def rows(shape: Shape) -> Iterator[Row]:
-    """Decode at several batch sizes, and the GPU's idle time. The rates go on to the comparison with the peer."""
+def rows(shape: Shape, throughput: dict[int, float]) -> Iterator[Row]:
+    """Decode at several batch sizes, and the GPU's idle time. Whole answers' rates are left for the peer's turn."""
     batches = (1, 3) if shape.device.is_tiny else (1, 8, 32, 64, 128)
     llm = shape.load(max(batches))
     for batch in batches:
@@ -98,7 +122,12 @@ def rows(shape: Shape) -> Iterator[Row]:
         goal = 0.65 if batch == 1 else None
         yield Row(f"8B decode, batch {batch}", rate, "tokens/s", share, "copy", goal)
     if shape.device.kind.type == "cuda":
-        yield _idle(shape, llm, 32)
+        for batch in (1, 32, 128):
+            yield _idle(shape, llm, batch)
+    for batch in (1, 32, 128):
+        if batch <= max(batches):
+            throughput[batch] = shape.throughput(llm, batch)
+            yield Row(f"8B answers, batch {batch}", throughput[batch], "tokens/s")
     llm.close()
 
 
@@ -106,17 +135,17 @@ def _idle(shape: Shape, llm: LLM, batch: int) -> Row:
     """Share of a steady stretch of decode in which no kernel ran."""
     from torch.profiler import ProfilerActivity, profile
 
-    params = SamplingParams(temperature=0, max_tokens=shape.new, ignore_eos=True, detokenize=False)
-    for number, prompt in enumerate(shape.prompts(batch)):
-        llm.engine.add_request(f"idle-{number}", prompt, params, final_only=True)
-    for _ in range(20):
-        llm.engine.step()
+    names = shape.begin(llm, batch)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         for _ in range(40):
             llm.engine.step()
         torch.cuda.synchronize()
-    llm.engine.abort([f"idle-{number}" for number in range(batch)])
-    spans = sorted((event.time_range.start, event.time_range.end) for event in profiled.events() or ())
+    llm.engine.abort(names)
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profiled.events() or ()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
     busy, at = 0.0, spans[0][0]
     for start, end in spans:
         busy += max(0.0, end - max(at, start))

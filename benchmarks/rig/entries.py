@@ -10,8 +10,8 @@ from pathlib import Path
 from rig import machine
 from rig.contender import Entry
 from rig.model import Model
+from rig.shapes import ENVS, folder
 
-ENVS = Path(os.environ.get("BESTIARY_BENCH_ENVS") or Path.home() / ".cache/bestiary/bench-envs")
 NAMES = {
     "bestiary": ("bestiary", ""),
     "vllm": ("vllm", ""),
@@ -38,13 +38,14 @@ class Sizes:
 def parser(description: str | None, contenders: str) -> argparse.ArgumentParser:
     """The options of every script."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--model", type=Path, required=True, help="Hugging Face folder of a Llama checkpoint in bf16")
+    told = "demo, random-0.5b, or a Hugging Face folder of a Llama checkpoint in bf16"
+    made.add_argument("--model", type=folder, default="demo", help=told)
     made.add_argument("--contenders", default=contenders, help=f"comma-separated, of {', '.join(NAMES)}")
     made.add_argument("--python", default=sys.executable, help="interpreter that has bestiary and torch")
     made.add_argument("--pairs", type=int, default=5, help="rounds, in each of which every contender has its turn")
     made.add_argument("--threads", type=int, default=machine.cores())
     made.add_argument("--noisy", action="store_true", help="measure even though the machine is busy")
-    made.add_argument("--name", help="name of the result's files (default: the script's)")
+    made.add_argument("--name", help="name of the result's files (default: the script's, and the model's)")
     return made
 
 

@@ -92,7 +92,8 @@ def measured(options: argparse.Namespace, model: Model, title: str, columns: lis
     doubts += ["the probes differ by more than a tenth"] if machine.drifted(before, after) else []
     doubts += ["fewer than five rounds"] if options.pairs < 5 else []
     report.facts["suspect"] = ", ".join(doubts)
-    _write(options.name or Path(sys.argv[0]).stem, report)
+    own = "" if "SmolLM2" in model.folder.name else f"-{model.folder.name}"
+    _write(options.name or f"{Path(sys.argv[0]).stem}{own}", report)
 
 
 def _write(name: str, report: Report) -> None:
