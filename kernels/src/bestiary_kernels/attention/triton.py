@@ -33,6 +33,7 @@ class _Tile(NamedTuple):
     warps: int
     stages: int
     busy: int
+    registers: int | None = None
 
 
 class _Plan(NamedTuple):
@@ -112,14 +113,16 @@ def over_pages(
     sizes = (plan.reach, plan.extra, plan.fill, plan.base)
     shape = {"GROUP": group, "HEADS": plan.heads, "PAGE": page, "VALUES": values, "BLOCK_Q": plan.queries}
     shape |= {"OVER": over, "BLOCK_N": tile.keys, "BLOCK_V": _power(values)}
+    folds = scale > 0 and softcap is None and slopes is None
     attend[(plan.tiles + (plan.extra if plan.is_cut else 0), plan.columns)](
         q, k_cache, v, out, parts, sums, block_tables.contiguous(), starts, lengths, *given,
         q.stride()[:2], k_cache.stride()[:3], v.stride()[:3], out.stride()[:2],
         # Weights are powers of 2; what is capped is divided first.
         scale * _LOG2E if softcap is None else scale / softcap, None if softcap is None else softcap * _LOG2E, window,
         tokens, sequences, blocks, pages, *sizes,
-        CAUSAL=causal, SHARED=v_cache is None, SPLIT=plan.is_cut, WIDTH=width, CUT=cut, BLOCK_M=tile.rows,
+        CAUSAL=causal, SHARED=v_cache is None, SPLIT=plan.is_cut, FOLDS=folds, WIDTH=width, CUT=cut, BLOCK_M=tile.rows,
         BLOCK_D=block_d, BLOCK_E=block_e, **shape, num_warps=tile.warps, num_stages=tile.stages,
+        maxnreg=tile.registers,
     )  # fmt: skip
     if plan.is_cut:
         join[(min(plan.extra, plan.tiles), plan.columns, plan.joiners)](

@@ -9,9 +9,10 @@ Ids and lengths that do not fit are not looked up: nothing outside a cache or ta
 import triton
 import triton.language as tl
 
+from bestiary_kernels.attention.paged.sweep import sweep
+
 __all__ = ["attend", "join"]
 
-_LOG2E = tl.constexpr(1.4426950408889634)
 #: Sequences that a program counts at a time.
 _SEQUENCES = tl.constexpr(128)
 #: Sizes of a chunk that are compared, a power of 2.
@@ -108,120 +109,6 @@ def _sequence(at, starts, lengths, tokens, longest, reach, chunk, BLOCK_N):
 
 
 @triton.jit
-def _scored(scores, key, scale, softcap, slope):
-    """Scores as exponents of 2; the host put what it could into `scale` and `softcap`."""
-    scores *= scale
-    if softcap is not None:
-        small = tl.exp2(tl.abs(scores) * (-2 * _LOG2E))
-        bent = (1 - small) / (1 + small) * softcap
-        scores = tl.where(scores < 0, -bent, bent)
-    if slope is not None:
-        place = key.to(tl.float32).to(slope.dtype).to(tl.float32)
-        bias = (slope.to(tl.float32)[:, None] * place[None, :]).to(slope.dtype)
-        scores += bias.to(tl.float32) * _LOG2E
-    return scores
-
-
-@triton.jit
-def _seen(key, there, position, prefix, lows, highs, window, CAUSAL: tl.constexpr):
-    """Which keys a row sees."""
-    seen = there[None, :]
-    if CAUSAL:
-        behind = position[:, None] - key[None, :]
-        causal = behind >= 0
-        if window is not None:
-            causal &= behind < window
-        if prefix is not None:
-            causal |= (position < prefix)[:, None] & (key < prefix)[None, :]
-        seen &= causal
-    if lows is not None:
-        seen &= (key[None, :] >= lows[:, None]) & (key[None, :] < highs[:, None])
-    return seen
-
-
-@triton.jit
-def _step(
-    start, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-    k_strides, v_strides, low, high, blocks, scale, softcap, window,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr,
-    CUT: tl.constexpr, VALUES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Add a tile of keys to the state of the rows: largest score, sum of weights, weighted sum of values."""
-    key = start + tl.arange(0, BLOCK_N)
-    there = (key >= low) & (key < high)
-    page = tl.load(table + key // PAGE, mask=there, other=-1).to(tl.int64)
-    there = there & (page >= 0) & (page < blocks)
-    at = keys + page * k_strides[0] + (key % PAGE) * k_strides[2]
-    d = tl.arange(0, BLOCK_D)
-    if SHARED:
-        mask = there[:, None] & (d < CUT)[None, :]
-        value = tl.load(at[:, None] + d[None, :], mask=mask, other=0.0).to(q0.dtype)
-        scores = tl.dot(q0, tl.trans(value), input_precision="ieee")
-    else:
-        mask = there[None, :]
-        if CUT < BLOCK_D:
-            mask = mask & (d < CUT)[:, None]
-        k0 = tl.load(at[None, :] + d[:, None], mask=mask, other=0.0).to(q0.dtype)
-        scores = tl.dot(q0, k0, input_precision="ieee")
-    if BLOCK_E > 0:
-        e = CUT + tl.arange(0, BLOCK_E)
-        k1 = tl.load(at[None, :] + e[:, None], mask=there[None, :] & (e < WIDTH)[:, None], other=0.0).to(q0.dtype)
-        scores = tl.dot(q1, k1, scores, input_precision="ieee")
-    scores = _scored(scores, key, scale, softcap, slope)
-    if MASKED:
-        scores = tl.where(_seen(key, there, position, prefix, lows, highs, window, CAUSAL), scores, float("-inf"))
-    new = tl.maximum(largest, tl.max(scores, 1))
-    level = new
-    if MASKED:
-        level = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing yet
-    weights = tl.exp2(scores - level[:, None])
-    fade = tl.exp2(largest - level)
-    if not SHARED:
-        v = tl.arange(0, BLOCK_V)
-        mask = there[:, None]
-        if VALUES < BLOCK_V:
-            mask = mask & (v < VALUES)[None, :]
-        at = values + page * v_strides[0] + (key % PAGE) * v_strides[2]
-        value = tl.load(at[:, None] + v[None, :], mask=mask, other=0.0).to(q0.dtype)
-    mixed = tl.dot(weights.to(q0.dtype), value, mixed * fade[:, None], input_precision="ieee")
-    return new, weight * fade + tl.sum(weights, 1), mixed
-
-
-@triton.jit
-def _swept(
-    start, end, low, high, first, context, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-    k_strides, v_strides, blocks, scale, softcap, window,
-    CAUSAL: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
-    VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """The state of the rows after the keys from `start` to before `end`."""
-    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    weight = tl.full((BLOCK_M,), 0.0, tl.float32)
-    mixed = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
-    if BLOCK_Q > 1 and window is None and lows is None:
-        whole = end  # tiles of keys before it are seen by every row
-        if CAUSAL:
-            whole = tl.minimum(end, first + 1)
-        whole = start + tl.maximum(whole - start, 0) // BLOCK_N * BLOCK_N
-        for at in range(start, whole, BLOCK_N):
-            largest, weight, mixed = _step(
-                at, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-                k_strides, v_strides, low, high, blocks, scale, softcap, window,
-                False, CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
-            )  # fmt: skip
-        start = whole
-    for at in range(start, end, BLOCK_N):
-        largest, weight, mixed = _step(
-            at, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-            k_strides, v_strides, low, high, blocks, scale, softcap, window,
-            True, CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
-        )  # fmt: skip
-    return largest, weight, mixed
-
-
-@triton.jit
 def _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr):
     """The keys that any row of a tile sees, from which to before which; its first query stands at `first`."""
     low, high = first * 0, context
@@ -256,8 +143,8 @@ def attend(
     q, k_cache, v_cache, out, parts, sums, tables, starts, lengths, slopes, visible, ranges,
     q_strides, k_strides, v_strides, out_strides, scale, softcap, window,
     tokens, sequences, blocks, pages, reach, extra, fill, base,
-    CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
-    PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr, VALUES: tl.constexpr, OVER: tl.constexpr,
+    CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, FOLDS: tl.constexpr,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr, VALUES: tl.constexpr, OVER: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -303,11 +190,11 @@ def attend(
     start += inner % splits * share
     end = tl.minimum(high, start + share)
     q0, q1 = _pieces(q + token * q_strides[0] + head * q_strides[1], real, CUT, WIDTH, BLOCK_D, BLOCK_E)
-    largest, weight, mixed = _swept(
-        start, end, low, high, first, context, q0, q1, context - queries + query, lows, highs, slope, prefix,
+    largest, weight, mixed = sweep(
+        start, end, low, high, first, q0, q1, context - queries + query, lows, highs, slope, prefix,
         k_cache + kv_head * k_strides[1], v_cache + kv_head * v_strides[1], tables + sequence.to(tl.int64) * pages,
         k_strides, v_strides, blocks, scale, softcap, window,
-        CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+        CAUSAL, SHARED, FOLDS, PAGE, WIDTH, CUT, VALUES, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
     )  # fmt: skip
     v = tl.arange(0, BLOCK_V)
     mask = real[:, None] & (v < VALUES)[None, :]
