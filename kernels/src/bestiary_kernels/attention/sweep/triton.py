@@ -63,8 +63,11 @@ def _places(start, low, high, table, blocks, MASKED: tl.constexpr, PAGE: tl.cons
 @triton.jit
 def _tile(cache, block, offset, strides, FIRST: tl.constexpr, END: tl.constexpr, BLOCK: tl.constexpr):
     """Of the rows there the numbers from FIRST to before END."""
-    # Both factors have 32 bits and no sign, which is one instruction.
-    at = cache + offset * strides[2] + block.to(tl.uint64) * strides[0].to(tl.uint32).to(tl.uint64)
+    # In bytes, of two factors that have 32 bits and no sign, this is one instruction.
+    size: tl.constexpr = cache.dtype.element_ty.primitive_bitwidth // 8
+    far = block.to(tl.uint64) * (strides[0] * size).to(tl.uint32).to(tl.uint64)
+    at = (cache + offset * strides[2]).to(tl.pointer_type(tl.uint8), bitcast=True) + far
+    at = at.to(cache.dtype, bitcast=True)
     d = FIRST + tl.arange(0, BLOCK)
     if END < FIRST + BLOCK:
         tile = tl.load(at[:, None] + d[None, :], mask=(d < END)[None, :], other=0.0)
