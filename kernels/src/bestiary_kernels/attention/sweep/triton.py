@@ -90,7 +90,7 @@ def _weights(
         seen = _seen(key, low, high, position, prefix, lows, highs, window, CAUSAL)
         scores = tl.where(seen, scores, float("-inf"))
     new = tl.maximum(largest, tl.max(scores, 1) * scale)
-    weights = tl.exp2(scores * scale - new[:, None])  # scaling and the difference are one operation
+    weights = tl.exp2(tl.fma(scores, scale, -new[:, None]))
     fade = tl.exp2(largest - new)
     return weights, fade, new, weight * fade + tl.sum(weights, 1)
 
