@@ -33,7 +33,7 @@ def assert_near(y: Tensor, batch: Batch, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(y.float(), reference.paged_attention(*wide.arguments()), rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("processors", [1, 5])
+@pytest.mark.parametrize("processors", [1, 5, 40])
 @pytest.mark.parametrize(
     "lengths",
     [

@@ -36,18 +36,24 @@ class _Tile(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How the work becomes entries of a list, for each of `columns` parts of the heads."""
+    """How the work becomes that of `programs`, for each of `columns` parts of the heads.
 
+    They take equal parts of it if `is_even`, else entries of a list that may be cut into `extra` ones more than it has.
+    """
+
+    is_even: bool
+    is_cut: bool
     queries: int
     heads: int
     columns: int
-    tiles: int
+    programs: int
     extra: int
     fill: int
     base: int
+    slots: int
+    joined: int
     joiners: int
     reach: int
-    is_cut: bool
 
 
 def paged_attention(
@@ -99,32 +105,36 @@ def over_pages(
         q = (q if q.dtype is k_cache.dtype else q.float()).contiguous()
     tile = _tile(tokens, sequences, group, max(width, values), q.itemsize)
     seen = window if window is not None and visible is None else pages * page  # a prefix may be any length
+    pages = pages if blocks else 0  # of an empty cache nothing is read
     plan = _plan(tile, tokens, sequences, group, kv_heads, values, min(pages * page, seen + tile.rows), q.device)
     cut, block_d, block_e = _cut(width, values if v_cache is None else None)
     rows = plan.queries * plan.heads
-    slots = 2 * plan.extra * plan.columns * rows if plan.is_cut else 0
-    parts, sums = (torch.empty(slots * n, dtype=torch.float32, device=q.device) for n in (values, 2))
+    parts, sums = (
+        torch.empty(plan.slots * plan.columns * rows * n, dtype=torch.float32, device=q.device) for n in (values, 2)
+    )
     # Beginning takes as long as a tile of keys or two, and what is written and read again as long as reading as much.
     over = 2 + 8 * rows * values // (tile.keys * (width + (0 if v_cache is None else values)) * k_cache.itemsize)
     starts, lengths = query_starts.contiguous(), context_lens.contiguous()
     given = (None if x is None else x.contiguous() for x in (slopes, visible, ranges))
     v = k_cache if v_cache is None else v_cache
     sizes = (plan.reach, plan.extra, plan.fill, plan.base)
-    shape = {"GROUP": group, "HEADS": plan.heads, "PAGE": page, "VALUES": values, "BLOCK_Q": plan.queries}
-    shape |= {"OVER": over, "BLOCK_N": tile.keys, "BLOCK_V": _power(values)}
-    attend[(plan.tiles + (plan.extra if plan.is_cut else 0), plan.columns)](
+    shape = {"EVEN": plan.is_even, "GROUP": group, "HEADS": plan.heads, "PAGE": page, "VALUES": values, "OVER": over}
+    shape |= {"BLOCK_Q": plan.queries, "BLOCK_N": tile.keys, "BLOCK_V": _power(values), "BLOCK_S": _counted(sequences)}
+    attend[(plan.programs, plan.columns)](
         q, k_cache, v, out, parts, sums, block_tables.contiguous(), starts, lengths, *given,
         q.stride()[:2], k_cache.stride()[:3], v.stride()[:3], out.stride()[:2],
         # Weights are powers of 2; what is capped is divided first.
         scale * _LOG2E if softcap is None else scale / softcap, None if softcap is None else softcap * _LOG2E, window,
         tokens, sequences, blocks, pages, *sizes,
-        CAUSAL=causal, SHARED=v_cache is None, SPLIT=plan.is_cut, WIDTH=width, CUT=cut, BLOCK_M=tile.rows,
-        BLOCK_D=block_d, BLOCK_E=block_e, **shape, num_warps=tile.warps, num_stages=tile.stages,
+        CAUSAL=causal, SHARED=v_cache is None, SPLIT=plan.is_cut,
+        FOLDS=scale > 0 and softcap is None and slopes is None, WIDTH=width, CUT=cut,
+        BLOCK_M=tile.rows, BLOCK_D=block_d, BLOCK_E=block_e, **shape, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if plan.is_cut:
-        join[(min(plan.extra, plan.tiles), plan.columns, plan.joiners)](
-            parts, sums, out, starts, lengths, out.stride()[:2], tokens, sequences, pages, *sizes, **shape
-        )
+        join[(plan.joined, plan.columns, plan.joiners)](
+            parts, sums, out, starts, lengths, out.stride()[:2], tokens, sequences, pages, *sizes, plan.programs,
+            **shape, num_warps=max(1, _power(values) // 128),
+        )  # fmt: skip
 
 
 def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Tile:
@@ -139,9 +149,11 @@ def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Ti
     if size > 2:  # no tensor cores: the registers hold little more than what is summed up
         return _Tile(min(rows, 32), 32, 4, 3, 3) if width <= 128 else _Tile(16, 16, 4, 3, 3)
     if width > 256:  # latent rows
-        return _Tile(min(rows, 64), 32, 8, 5 if rows == 16 else 3, 1)
+        return _Tile(16, 32, 4, 5, 2) if rows == 16 else _Tile(min(rows, 64), 32, 8, 3, 1)
     if rows <= 32:
-        return _Tile(rows, 32 if width > 128 else 64, 4, 5, 3 if rows == 16 else 2)
+        return _Tile(rows, 32, 4, 5, 3 if rows == 16 else 2) if width > 128 else _Tile(rows, 64, 4, 3, 3)
+    if rows > 128 and width <= 128 and tokens * group >= 256 * sequences:
+        return _Tile(256, 64, 8, 3, 1)
     if rows > 64 and tokens * group >= 128 * sequences:
         return _Tile(128, 32, 8, 3, 1) if width > 128 else _Tile(128, 64, 8, 5, 1)
     return _Tile(64, 32, 8, 3, 1) if width > 128 else _Tile(64, 64, 4, 3, 2)
@@ -152,19 +164,26 @@ def _plan(
 ) -> _Plan:
     """How the list may be cut; `reach` is how many keys a tile sees at most."""
     heads = -(-group // -(-group // tile.rows))  # those that do not fit into one tile are spread evenly
-    queries = 1 if tokens <= sequences else tile.rows // heads
+    is_even = tokens <= sequences  # each has about one query
+    queries = 1 if is_even else tile.rows // heads
     columns = kv_heads * -(-group // heads)
-    tiles = tokens if queries == 1 else tokens // queries + sequences
+    tiles = tokens if is_even else tokens // queries + sequences
     processors = _processors(device)
     fill = max(1, tile.busy * processors // columns)
     # Cut tiles become fewer than two entries for each that cutting adds. Few tiles can be cut so that they fill the GPU
     # once; only of many it takes several times to come out even, and programs that find nothing to do cost time too.
     room = _WORKSPACE // (8 * columns * queries * heads * values)
     extra = max(1, min(-(-_WAVES * tiles // fill) * fill, _WAVES * fill, room))
-    joiners = max(1, min(queries * heads, _JOINERS * processors // (columns * min(extra, tiles))))
     # One sequence with as many tiles is never cut.
-    is_cut = reach > tile.keys and not (sequences == 1 and -(-tokens // queries) >= extra)
-    return _Plan(queries, heads, columns, tiles, extra, fill, -(-tiles // fill), joiners, reach, is_cut)
+    is_cut = reach > tile.keys and (is_even or not (sequences == 1 and -(-tokens // queries) >= extra))
+    programs = fill if is_even else tiles + (extra if is_cut else 0)
+    joined = tiles if is_even else min(extra, tiles)
+    joiners = max(1, min(queries * heads, _JOINERS * processors // (columns * joined)))
+    slots = 2 * (programs if is_even else extra) if is_cut else 0
+    base = -(-tiles // fill)
+    return _Plan(
+        is_even, is_cut, queries, heads, columns, programs, extra, fill, base, slots, joined, joiners, reach
+    )  # fmt: skip
 
 
 def _cut(width: int, values: int | None) -> tuple[int, int, int]:
@@ -178,6 +197,11 @@ def _cut(width: int, values: int | None) -> tuple[int, int, int]:
     if half < 16 or half + _power(width - half) >= _power(width):
         return width, _power(width), 0
     return half, half, _power(width - half)
+
+
+def _counted(sequences: int) -> int:
+    """Sequences that a program counts, all at once: few sizes, the smallest within a warp."""
+    return next(size for size in (32, 128, 512, _power(sequences)) if size >= sequences)
 
 
 def _power(size: int) -> int:

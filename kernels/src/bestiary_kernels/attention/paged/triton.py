@@ -1,224 +1,22 @@
-"""The kernels of paged attention: a list of tiles of queries, cut along their keys where that fills the GPU.
+"""The kernels of paged attention: tiles of queries, cut along their keys where that fills the GPU.
 
-A program takes one entry of the list: some queries of a sequence, all query heads that share a head of keys, and a
-chunk of the keys. How the list is cut follows from all lengths, which only the GPU knows, so each program counts them
-and finds its entry; the grid, the same whatever they are, has room for every cut. What was cut a second kernel joins.
+A tile is some queries of a sequence and all query heads that share a head of keys; a program takes pieces of tiles,
+each a run of keys. How tiles are cut follows from all lengths, which only the GPU knows; the grid is the same whatever
+they are. Where sequences have one query, as many programs as the GPU takes at once share the keys of all evenly; else
+each takes one entry of a list that has room for every cut. What was cut a second kernel joins.
 Ids and lengths that do not fit are not looked up: nothing outside a cache or table is read or written.
 """
 
 import triton
 import triton.language as tl
 
+from bestiary_kernels.attention.plan.triton import cut_tile, entry, part, pieces, sequence_at
+from bestiary_kernels.attention.sweep.triton import sweep
+
 __all__ = ["attend", "join"]
 
-_LOG2E = tl.constexpr(1.4426950408889634)
-#: Sequences that a program counts at a time.
-_SEQUENCES = tl.constexpr(128)
-#: Sizes of a chunk that are compared, a power of 2.
-_CHOICES = tl.constexpr(8)
 #: Partial results that a merging program reads at a time.
 _JOINED = tl.constexpr(16)
-
-
-@triton.jit
-def _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Tiles of queries, and tiles of keys that each of them may see, of the sequences `at`."""
-    there = at < sequences
-    begin = tl.maximum(tl.load(starts + at, mask=there, other=0).to(tl.int32), 0)
-    end = tl.minimum(tl.load(starts + at + 1, mask=there, other=0).to(tl.int32), tokens)
-    keys = tl.minimum(tl.maximum(tl.load(lengths + at, mask=there, other=0).to(tl.int32), 0), reach)
-    return (tl.maximum(end - begin, 0) + BLOCK_Q - 1) // BLOCK_Q, (keys + BLOCK_N - 1) // BLOCK_N
-
-
-@triton.jit
-def _chunk(
-    starts, lengths, tokens, sequences, reach, extra, fill, base, OVER, BLOCK_Q, BLOCK_N
-):  # fmt: skip
-    """How many tiles of keys an entry of the list has at most, so that the last one ends as early as can be.
-
-    The GPU takes `fill` entries at a time. What fills it once more than the list needs uncut, twice, and so on are the
-    choices, none with more than `extra` new entries; that of the least time is taken, where beginning and joining an
-    entry takes as long as `OVER` tiles. Whole numbers only: both kernels must choose the same.
-    """
-    total, top = tl.full((), 0, tl.int64), tl.full((), 0, tl.int32)
-    for first in range(0, sequences, _SEQUENCES):
-        at = first + tl.arange(0, _SEQUENCES)
-        queries, keys = _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q, BLOCK_N)
-        total += tl.sum(queries.to(tl.int64) * keys, 0)
-        top = tl.maximum(top, tl.max(tl.where(queries > 0, keys, 0), 0))
-    wanted = (base + tl.arange(0, _CHOICES)).to(tl.int64) * fill * top // tl.maximum(total, 1)
-    wanted = tl.maximum(wanted, 1)  # chunks of the longest sequence
-    choices = tl.maximum((top + wanted - 1) // wanted, (total + extra - 1) // extra)
-    choices = tl.maximum(tl.minimum(choices, 1 << 30), 1).to(tl.int32)
-    entries = tl.full((_CHOICES,), 0, tl.int32)
-    for first in range(0, sequences, _SEQUENCES):
-        at = first + tl.arange(0, _SEQUENCES)
-        queries, keys = _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q, BLOCK_N)
-        splits = tl.maximum((keys[:, None] + choices[None, :] - 1) // choices[None, :], 1)
-        entries += tl.sum(queries[:, None] * splits, 0)
-    entries = entries.to(tl.int64)
-    # All are as long as the longest, or the lengths differ and the gaps are filled.
-    alike = (entries + fill - 1) // fill * (choices + OVER)
-    time = tl.minimum(alike, (total + entries * OVER) // fill + choices + OVER)
-    # Of a minimum that no loop yields Triton 3.9 loses track: what depends on it, all keys, would then be loaded number
-    # by number, and not ahead.
-    chunk = 1 << 30
-    for _ in range(0, sequences, 1 << 30):
-        chunk = tl.minimum(chunk, tl.min(tl.where(time == tl.min(time, 0), choices, 1 << 30), 0))
-    return chunk
-
-
-@triton.jit
-def _find(
-    item, starts, lengths, tokens, sequences, reach, extra, fill, base, OVER, BLOCK_Q, BLOCK_N, SPLIT, JOINS
-):  # fmt: skip
-    """Where an entry of the list is: its sequence, its place there, that one's first slot of partial results, a chunk.
-
-    `JOINS`: the list of tiles that were cut.
-    """
-    chunk = tl.full((), 1 << 30, tl.int32)
-    if SPLIT:
-        chunk = _chunk(starts, lengths, tokens, sequences, reach, extra, fill, base, OVER, BLOCK_Q, BLOCK_N)
-    sequence, before, past, slot = 0, 0, 0, 0
-    for first in range(0, sequences, _SEQUENCES):
-        at = first + tl.arange(0, _SEQUENCES)
-        queries, keys = _tiles(at, starts, lengths, tokens, sequences, reach, BLOCK_Q, BLOCK_N)
-        splits = tl.maximum((keys + chunk - 1) // chunk, 1)
-        partial = tl.where(splits > 1, queries * splits, 0)
-        entries = queries * splits
-        if JOINS:
-            entries = tl.where(splits > 1, queries, 0)
-        ends = before + tl.cumsum(entries, 0)
-        is_past = (ends <= item) & (at < sequences)
-        sequence += tl.sum(is_past.to(tl.int32), 0)
-        past += tl.sum(tl.where(is_past, entries, 0), 0)
-        slot += tl.sum(tl.where(is_past, partial, 0), 0)
-        before += tl.sum(entries, 0)
-    return sequence, item - past, slot, chunk
-
-
-@triton.jit
-def _sequence(at, starts, lengths, tokens, longest, reach, chunk, BLOCK_N):
-    """A sequence's first query, its queries and keys, and into how many chunks the keys are cut."""
-    begin = tl.maximum(tl.load(starts + at).to(tl.int32), 0)
-    queries = tl.minimum(tl.load(starts + at + 1).to(tl.int32), tokens) - begin
-    context = tl.minimum(tl.maximum(tl.load(lengths + at).to(tl.int32), 0), longest)
-    tiles = (tl.minimum(context, reach) + BLOCK_N - 1) // BLOCK_N
-    return begin, queries, context, tl.maximum((tiles + chunk - 1) // chunk, 1)
-
-
-@triton.jit
-def _scored(scores, key, scale, softcap, slope):
-    """Scores as exponents of 2; the host put what it could into `scale` and `softcap`."""
-    scores *= scale
-    if softcap is not None:
-        small = tl.exp2(tl.abs(scores) * (-2 * _LOG2E))
-        bent = (1 - small) / (1 + small) * softcap
-        scores = tl.where(scores < 0, -bent, bent)
-    if slope is not None:
-        place = key.to(tl.float32).to(slope.dtype).to(tl.float32)
-        bias = (slope.to(tl.float32)[:, None] * place[None, :]).to(slope.dtype)
-        scores += bias.to(tl.float32) * _LOG2E
-    return scores
-
-
-@triton.jit
-def _seen(key, there, position, prefix, lows, highs, window, CAUSAL: tl.constexpr):
-    """Which keys a row sees."""
-    seen = there[None, :]
-    if CAUSAL:
-        behind = position[:, None] - key[None, :]
-        causal = behind >= 0
-        if window is not None:
-            causal &= behind < window
-        if prefix is not None:
-            causal |= (position < prefix)[:, None] & (key < prefix)[None, :]
-        seen &= causal
-    if lows is not None:
-        seen &= (key[None, :] >= lows[:, None]) & (key[None, :] < highs[:, None])
-    return seen
-
-
-@triton.jit
-def _step(
-    start, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-    k_strides, v_strides, low, high, blocks, scale, softcap, window,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr,
-    CUT: tl.constexpr, VALUES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """Add a tile of keys to the state of the rows: largest score, sum of weights, weighted sum of values."""
-    key = start + tl.arange(0, BLOCK_N)
-    there = (key >= low) & (key < high)
-    page = tl.load(table + key // PAGE, mask=there, other=-1).to(tl.int64)
-    there = there & (page >= 0) & (page < blocks)
-    at = keys + page * k_strides[0] + (key % PAGE) * k_strides[2]
-    d = tl.arange(0, BLOCK_D)
-    if SHARED:
-        mask = there[:, None] & (d < CUT)[None, :]
-        value = tl.load(at[:, None] + d[None, :], mask=mask, other=0.0).to(q0.dtype)
-        scores = tl.dot(q0, tl.trans(value), input_precision="ieee")
-    else:
-        mask = there[None, :]
-        if CUT < BLOCK_D:
-            mask = mask & (d < CUT)[:, None]
-        k0 = tl.load(at[None, :] + d[:, None], mask=mask, other=0.0).to(q0.dtype)
-        scores = tl.dot(q0, k0, input_precision="ieee")
-    if BLOCK_E > 0:
-        e = CUT + tl.arange(0, BLOCK_E)
-        k1 = tl.load(at[None, :] + e[:, None], mask=there[None, :] & (e < WIDTH)[:, None], other=0.0).to(q0.dtype)
-        scores = tl.dot(q1, k1, scores, input_precision="ieee")
-    scores = _scored(scores, key, scale, softcap, slope)
-    if MASKED:
-        scores = tl.where(_seen(key, there, position, prefix, lows, highs, window, CAUSAL), scores, float("-inf"))
-    new = tl.maximum(largest, tl.max(scores, 1))
-    level = new
-    if MASKED:
-        level = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen nothing yet
-    weights = tl.exp2(scores - level[:, None])
-    fade = tl.exp2(largest - level)
-    if not SHARED:
-        v = tl.arange(0, BLOCK_V)
-        mask = there[:, None]
-        if VALUES < BLOCK_V:
-            mask = mask & (v < VALUES)[None, :]
-        at = values + page * v_strides[0] + (key % PAGE) * v_strides[2]
-        value = tl.load(at[:, None] + v[None, :], mask=mask, other=0.0).to(q0.dtype)
-    mixed = tl.dot(weights.to(q0.dtype), value, mixed * fade[:, None], input_precision="ieee")
-    return new, weight * fade + tl.sum(weights, 1), mixed
-
-
-@triton.jit
-def _swept(
-    start, end, low, high, first, context, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-    k_strides, v_strides, blocks, scale, softcap, window,
-    CAUSAL: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
-    VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-):  # fmt: skip
-    """The state of the rows after the keys from `start` to before `end`."""
-    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    weight = tl.full((BLOCK_M,), 0.0, tl.float32)
-    mixed = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
-    if BLOCK_Q > 1 and window is None and lows is None:
-        whole = end  # tiles of keys before it are seen by every row
-        if CAUSAL:
-            whole = tl.minimum(end, first + 1)
-        whole = start + tl.maximum(whole - start, 0) // BLOCK_N * BLOCK_N
-        for at in range(start, whole, BLOCK_N):
-            largest, weight, mixed = _step(
-                at, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-                k_strides, v_strides, low, high, blocks, scale, softcap, window,
-                False, CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
-            )  # fmt: skip
-        start = whole
-    for at in range(start, end, BLOCK_N):
-        largest, weight, mixed = _step(
-            at, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-            k_strides, v_strides, low, high, blocks, scale, softcap, window,
-            True, CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
-        )  # fmt: skip
-    return largest, weight, mixed
 
 
 @triton.jit
@@ -251,38 +49,18 @@ def _pieces(x, real, CUT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constex
     return before, after
 
 
-@triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "pages", "reach", "extra", "fill", "base", "window"])
-def attend(
-    q, k_cache, v_cache, out, parts, sums, tables, starts, lengths, slopes, visible, ranges,
-    q_strides, k_strides, v_strides, out_strides, scale, softcap, window,
-    tokens, sequences, blocks, pages, reach, extra, fill, base,
-    CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
-    PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr, VALUES: tl.constexpr, OVER: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+@triton.jit
+def _piece(
+    sequence, begin, queries, context, tile, first_piece, end_piece, all_pieces, slot,
+    q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges,
+    q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
+    EVEN: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, FOLDS: tl.constexpr,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
+    VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
-) -> None:  # fmt: skip
-    """One entry of the list."""
+):  # fmt: skip
+    """A tile of queries and some of the pieces of its keys: the result if these are all, else a partial one."""
     HEAD_TILES: tl.constexpr = (GROUP + HEADS - 1) // HEADS
-    sequence, inner, slot, chunk = _find(
-        tl.program_id(0),
-        starts,
-        lengths,
-        tokens,
-        sequences,
-        reach,
-        extra,
-        fill,
-        base,
-        OVER,
-        BLOCK_Q,
-        BLOCK_N,
-        SPLIT,
-        False,
-    )
-    if sequence >= sequences:
-        return
-    begin, queries, context, splits = _sequence(sequence, starts, lengths, tokens, pages * PAGE, reach, chunk, BLOCK_N)
-    tile = (queries - 1) // BLOCK_Q - inner // splits  # those with the most keys begin first
     row, head_tile = tl.arange(0, BLOCK_M), tl.program_id(1) % HEAD_TILES
     kv_head = (tl.program_id(1) // HEAD_TILES).to(tl.int64)
     query, member = tile * BLOCK_Q + row // HEADS, head_tile * HEADS + row % HEADS
@@ -298,83 +76,155 @@ def attend(
         prefix = tl.load(visible + sequence).to(tl.int32)
     first = context - queries + tile * BLOCK_Q
     low, high = _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL, BLOCK_Q)
-    start = low // BLOCK_N * BLOCK_N
-    share = (tl.maximum(high - start, 0) + BLOCK_N * splits - 1) // (BLOCK_N * splits) * BLOCK_N
-    start += inner % splits * share
-    end = tl.minimum(high, start + share)
+    start, length = low // BLOCK_N * BLOCK_N, BLOCK_N  # of a piece; of one query's keys each is a tile
+    if not EVEN:
+        length = (tl.maximum(high - start, 0) + BLOCK_N * all_pieces - 1) // (BLOCK_N * all_pieces) * BLOCK_N
+    end = tl.where(end_piece == all_pieces, high, tl.minimum(high, start + end_piece * length))
+    start += first_piece * length
     q0, q1 = _pieces(q + token * q_strides[0] + head * q_strides[1], real, CUT, WIDTH, BLOCK_D, BLOCK_E)
-    largest, weight, mixed = _swept(
-        start, end, low, high, first, context, q0, q1, context - queries + query, lows, highs, slope, prefix,
+    largest, weight, mixed = sweep(
+        start, end, low, high, first, q0, q1, context - queries + query, lows, highs, slope, prefix,
         k_cache + kv_head * k_strides[1], v_cache + kv_head * v_strides[1], tables + sequence.to(tl.int64) * pages,
         k_strides, v_strides, blocks, scale, softcap, window,
-        CAUSAL, SHARED, PAGE, WIDTH, CUT, VALUES, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+        CAUSAL, SHARED, FOLDS, PAGE, WIDTH, CUT, VALUES, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
     )  # fmt: skip
     v = tl.arange(0, BLOCK_V)
     mask = real[:, None] & (v < VALUES)[None, :]
-    if splits == 1:
+    if end_piece - first_piece == all_pieces:
         mixed /= tl.where(weight == 0, 1.0, weight)[:, None]  # what sees no key gets zeros
         at = out + token * out_strides[0] + head * out_strides[1]
         tl.store(at[:, None] + v[None, :], mixed.to(out.dtype.element_ty), mask=mask)
     elif SPLIT:
         ROWS: tl.constexpr = BLOCK_Q * HEADS
-        place = ((slot + inner).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * ROWS + row
+        place = (slot.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * ROWS + row
         tl.store(parts + place[:, None] * VALUES + v[None, :], mixed, mask=mask)
         tl.store(sums + place * 2, largest, mask=real)
         tl.store(sums + place * 2 + 1, weight, mask=real)
 
 
-@triton.jit(do_not_specialize=["tokens", "sequences", "pages", "reach", "extra", "fill", "base"])
+@triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "pages", "reach", "extra", "fill", "base", "window"])
+def attend(
+    q, k_cache, v_cache, out, parts, sums, tables, starts, lengths, slopes, visible, ranges,
+    q_strides, k_strides, v_strides, out_strides, scale, softcap, window,
+    tokens, sequences, blocks, pages, reach, extra, fill, base,
+    EVEN: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, FOLDS: tl.constexpr,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
+    VALUES: tl.constexpr, OVER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
+) -> None:  # fmt: skip
+    """The program's part of all keys, or its entry of the list."""
+    program = tl.program_id(0)
+    if EVEN:
+        size, total, sequence, past = part(
+            program, tl.num_programs(0), starts, lengths, tokens, sequences, reach, OVER, BLOCK_N, BLOCK_S
+        )
+        at, until = program * size, tl.minimum(program * size + size, total)
+        while (at < until) & (sequence < sequences):
+            begin, queries, context, tiles = sequence_at(
+                sequence, starts, lengths, tokens, pages * PAGE, reach, BLOCK_N
+            )
+            tile = (at - past) // (tiles + OVER)
+            if tile < queries:
+                origin = past + tile * (tiles + OVER) + OVER
+                piece = tl.minimum(tl.maximum(program * size - origin, 0), tiles)
+                end_piece = tl.minimum(tl.maximum(until - origin, 0), tiles)
+                if piece < end_piece:
+                    # A program has at most one piece of a tile that began before, and one of a tile that goes on.
+                    slot = 2 * program + (piece == 0).to(tl.int32)
+                    _piece(
+                        sequence, begin, queries, context, tile, piece, end_piece, tiles, slot,
+                        q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges,
+                        q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
+                        EVEN, CAUSAL, SHARED, SPLIT, FOLDS, GROUP, HEADS, PAGE, WIDTH, CUT, VALUES,
+                        BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+                    )  # fmt: skip
+                at = origin + tiles
+            else:
+                past += queries * (tiles + OVER)
+                sequence += 1
+    else:
+        sequence, inner, slot, chunk = entry(
+            program, starts, lengths, tokens, sequences, reach, extra, fill, base, OVER, BLOCK_Q, BLOCK_N, BLOCK_S,
+            SPLIT,
+        )  # fmt: skip
+        if sequence < sequences:
+            begin, queries, context, tiles = sequence_at(
+                sequence, starts, lengths, tokens, pages * PAGE, reach, BLOCK_N
+            )
+            splits = (tiles + chunk - 1) // chunk
+            tile = (queries - 1) // BLOCK_Q - inner // splits  # those with the most keys begin first
+            _piece(
+                sequence, begin, queries, context, tile, inner % splits, inner % splits + 1, splits, slot + inner,
+                q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges,
+                q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
+                EVEN, CAUSAL, SHARED, SPLIT, FOLDS, GROUP, HEADS, PAGE, WIDTH, CUT, VALUES,
+                BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+            )  # fmt: skip
+
+
+@triton.jit
+def _join(
+    first, stop, slot, row, parts, sums, ROWS: tl.constexpr, VALUES: tl.constexpr, BLOCK_V: tl.constexpr,
+    STEP: tl.constexpr,
+):  # fmt: skip
+    """One row of the partial results in the slot, and in every so many-th from `first` on."""
+    v = tl.arange(0, BLOCK_V)
+    largest = tl.full((), -3.0e38, tl.float32)
+    weight = tl.full((), 0.0, tl.float32)
+    mixed = tl.full((BLOCK_V,), 0.0, tl.float32)
+    for begun in range(first, stop, _JOINED):
+        piece = begun + tl.arange(0, _JOINED)
+        there = piece < stop
+        place = tl.where(piece == first, slot, piece * STEP).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+        place = place * ROWS + row
+        tops = tl.load(sums + place * 2, mask=there, other=float("-inf"))
+        new = tl.maximum(largest, tl.max(tops, 0))
+        fade, shares = tl.exp2(largest - new), tl.exp2(tops - new)
+        mask = there[:, None] & (v < VALUES)[None, :]
+        values = tl.load(parts + place[:, None] * VALUES + v[None, :], mask=mask, other=0.0)
+        weights = shares * tl.load(sums + place * 2 + 1, mask=there, other=0.0)
+        mixed = mixed * fade + tl.sum(values * shares[:, None], 0)
+        weight = weight * fade + tl.sum(weights, 0)
+        largest = new
+    return mixed / tl.where(weight == 0, 1.0, weight)
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "pages", "reach", "extra", "fill", "base", "programs"])
 def join(
-    parts, sums, out, starts, lengths, out_strides, tokens, sequences, pages, reach, extra, fill, base,
-    GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, VALUES: tl.constexpr, OVER: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+    parts, sums, out, starts, lengths, out_strides, tokens, sequences, pages, reach, extra, fill, base, programs,
+    EVEN: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, VALUES: tl.constexpr,
+    OVER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
 ) -> None:  # fmt: skip
     """The partial results of one tile that was cut: of every so many-th row."""
     HEAD_TILES: tl.constexpr = (GROUP + HEADS - 1) // HEADS
-    sequence, tile, slot, chunk = _find(
-        tl.program_id(0),
-        starts,
-        lengths,
-        tokens,
-        sequences,
-        reach,
-        extra,
-        fill,
-        base,
-        OVER,
-        BLOCK_Q,
-        BLOCK_N,
-        True,
-        True,
-    )
-    if sequence >= sequences:
-        return
-    begin, queries, _, splits = _sequence(sequence, starts, lengths, tokens, pages * PAGE, reach, chunk, BLOCK_N)
-    slot += tile * splits
-    tile = (queries - 1) // BLOCK_Q - tile
+    ROWS: tl.constexpr = BLOCK_Q * HEADS
+    # A piece is a program's, which has two slots, and the later one for the first piece of a tile; or it is a slot.
+    STEP: tl.constexpr = 2 if EVEN else 1
+    if EVEN:
+        sequence, tile, first, last = pieces(
+            tl.program_id(0), programs, starts, lengths, tokens, sequences, reach, OVER, BLOCK_N, BLOCK_S
+        )
+        if (sequence >= sequences) | (first >= last):
+            return
+        begin, queries, _, _ = sequence_at(sequence, starts, lengths, tokens, pages * PAGE, reach, BLOCK_N)
+        stop, slot = last + 1, 2 * first + 1
+    else:
+        sequence, tile, slot, chunk = cut_tile(
+            tl.program_id(0), starts, lengths, tokens, sequences, reach, extra, fill, base, OVER, BLOCK_Q, BLOCK_N,
+            BLOCK_S,
+        )  # fmt: skip
+        if sequence >= sequences:
+            return
+        begin, queries, _, tiles = sequence_at(sequence, starts, lengths, tokens, pages * PAGE, reach, BLOCK_N)
+        splits = (tiles + chunk - 1) // chunk
+        slot += tile * splits
+        first, stop = slot, slot + splits
+        tile = (queries - 1) // BLOCK_Q - tile
     head_tile, kv_head = tl.program_id(1) % HEAD_TILES, tl.program_id(1) // HEAD_TILES
     v = tl.arange(0, BLOCK_V)
-    ROWS: tl.constexpr = BLOCK_Q * HEADS
     for row in range(tl.program_id(2), ROWS, tl.num_programs(2)):
         query, member = tile * BLOCK_Q + row // HEADS, head_tile * HEADS + row % HEADS
         if (query < queries) & (member < GROUP):
-            largest = tl.full((), float("-inf"), tl.float32)
-            weight = tl.full((), 0.0, tl.float32)
-            mixed = tl.full((BLOCK_V,), 0.0, tl.float32)
-            for begun in range(0, splits, _JOINED):
-                split = begun + tl.arange(0, _JOINED)
-                there = split < splits
-                place = ((slot + split).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * ROWS + row
-                tops = tl.load(sums + place * 2, mask=there, other=float("-inf"))
-                new = tl.maximum(largest, tl.max(tops, 0))
-                level = tl.where(new == float("-inf"), 0.0, new)
-                fade, shares = tl.exp2(largest - level), tl.exp2(tops - level)
-                mask = there[:, None] & (v < VALUES)[None, :]
-                values = tl.load(parts + place[:, None] * VALUES + v[None, :], mask=mask, other=0.0)
-                weights = shares * tl.load(sums + place * 2 + 1, mask=there, other=0.0)
-                mixed = mixed * fade + tl.sum(values * shares[:, None], 0)
-                weight = weight * fade + tl.sum(weights, 0)
-                largest = new
-            mixed /= tl.where(weight == 0, 1.0, weight)
+            mixed = _join(first, stop, slot, row, parts, sums, ROWS, VALUES, BLOCK_V, STEP)
             at = out + (begin + query).to(tl.int64) * out_strides[0] + (kv_head * GROUP + member) * out_strides[1]
             tl.store(at + v, mixed.to(out.dtype.element_ty), mask=v < VALUES)

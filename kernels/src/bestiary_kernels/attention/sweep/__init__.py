@@ -1,0 +1,1 @@
+"""What attention does with a run of keys; its one implementation is `triton`."""
