@@ -39,6 +39,9 @@ _OPERATIONS = (
     "causal_conv",
     "selective_scan",
     "quantised_linear",
+    "add",
+    "scaled",
+    "heads_linear",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")
