@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from bestiary_kernels import PackedLinear, linear, using
-from bestiary_kernels.linear import MOST_ROWS, reference
+from bestiary_kernels.linear import MOST_ROWS, _operator, reference
 
 from .cases import assert_rounds_to
 from .conftest import NATIVE
@@ -118,3 +118,20 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
 
 def test_meta_rows_have_their_shape() -> None:
     assert PackedLinear(torch.randn(4, 6))(torch.empty(3, 6, device="meta")).shape == (3, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operation_passes_torchs_checks_and_compiled_code_goes_through_it(dtype: torch.dtype) -> None:
+    weight, bias, x = torch.randn(70, 6).to(dtype), torch.randn(70).to(dtype), torch.randn(3, 6).to(dtype)
+    torch.library.opcheck(_operator, (x, weight, bias, 70))
+    torch.library.opcheck(_operator, (x, reference.pack(weight), None, 70))
+    product = PackedLinear(weight, bias, keep_rows=True)
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    y = torch.compile(lambda x: product(x) + 1, backend=keep, fullgraph=True)(x)
+    torch.testing.assert_close(y, product(x) + 1)
+    assert "bestiary.packed_linear" in str(graphs[0].code)

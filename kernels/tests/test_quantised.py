@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bestiary_kernels import PackedLinear, QuantisedLinear, Tape, library, quantise, quantised
-from bestiary_kernels.quantised import reference
+from bestiary_kernels.quantised import _operator, reference
 
 KINDS = [(8, 32), (4, 32), (4, 64), (4, 128)]
 needs_library = pytest.mark.skipif(library.active() is None, reason="no C++ library is in use")
@@ -144,3 +144,11 @@ def test_shapes_dtypes_and_kinds_that_do_not_fit_are_refused() -> None:
 def test_meta_rows_have_their_shape() -> None:
     assert QuantisedLinear(torch.randn(4, 6))(torch.empty(3, 6, device="meta")).shape == (3, 4)
     assert quantised.__all__ == ["QuantisedLinear", "dequantise", "quantise"]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_the_operation_passes_torchs_checks_and_compiled_code_goes_through_it(bits: int) -> None:
+    x, product = torch.randn(3, 70), QuantisedLinear(torch.randn(100, 70), torch.randn(100), bits=bits)
+    torch.library.opcheck(_operator, (x, product._codes, product._scales, product.bias, 100, bits, product.group))
+    compiled = torch.compile(lambda x: product(x) + 1, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), product(x) + 1)

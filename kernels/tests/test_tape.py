@@ -1,5 +1,7 @@
 """A recorded step computes with what lies in its memory now, and only if every part of it is a kernel of ours."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -267,3 +269,18 @@ def test_a_step_of_a_state_space_is_recorded_and_takes_the_slots_of_the_moment()
     fresh[0] = False
     with pytest.raises(IndexError, match="causal_conv: a slot"):
         tape.replay()
+
+
+@needs_library
+def test_a_recording_does_not_wait_for_torchs_compiler_to_be_imported() -> None:
+    """It would take a second of the first step."""
+    code = """
+import sys, torch, bestiary_kernels as kernels
+x, scale = torch.randn(3, 64), torch.randn(64)
+assert kernels.Tape.record(lambda: kernels.add_rms_norm(x, None, scale, 1e-5)[0])[1] is not None
+assert kernels.Tape.record(lambda: kernels.add_rms_norm(x * 2, None, scale, 1e-5)[0])[1] is None
+print(*{"torch._dynamo", "sympy"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout.strip()

@@ -9,6 +9,7 @@ from bestiary_kernels.attention import paged_attention
 from bestiary_kernels.convolution import causal_conv
 from bestiary_kernels.embedding import embedding
 from bestiary_kernels.graph import Graph
+from bestiary_kernels.heads import heads_linear
 from bestiary_kernels.latent import cache_write, latent_attention
 from bestiary_kernels.library import Status, status, using
 from bestiary_kernels.linear import PackedLinear
@@ -16,6 +17,7 @@ from bestiary_kernels.lora import lora
 from bestiary_kernels.measure import matmul_flops, read_bandwidth
 from bestiary_kernels.moe import moe, route
 from bestiary_kernels.norm import add_layer_norm, add_rms_norm
+from bestiary_kernels.pointwise import add, scaled
 from bestiary_kernels.quantised import QuantisedLinear, dequantise, quantise
 from bestiary_kernels.rotary import rotary, rotary_cache_write
 from bestiary_kernels.sampling import draw
@@ -30,6 +32,7 @@ __all__ = [
     "Status",
     "Tape",
     "activation",
+    "add",
     "add_layer_norm",
     "add_rms_norm",
     "cache_write",
@@ -39,6 +42,7 @@ __all__ = [
     "embedding",
     "gated_activation",
     "gpu",
+    "heads_linear",
     "latent_attention",
     "lora",
     "matmul_flops",
@@ -49,6 +53,7 @@ __all__ = [
     "rotary",
     "rotary_cache_write",
     "route",
+    "scaled",
     "selective_scan",
     "status",
     "using",

@@ -45,11 +45,13 @@ _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 #: The arguments of each C function.
 SIGNATURES: dict[str, list[Any]] = {
     "activation": [_INT, _INT, _POINTER, _POINTER, *[_SIZE] * 3],
+    "add": [_INT, *[_POINTER] * 4, *[_SIZE] * 2],
     "add_layer_norm": [_INT, *[_POINTER] * 5, *[_SIZE] * 7, _FLOAT],
     "add_rms_norm": [_INT, *[_POINTER] * 4, *[_SIZE] * 5, _FLOAT, _FLOAT],
-    "cache_write": [*[_POINTER] * 3, *[_SIZE] * 6],
+    "cache_write": [*[_POINTER] * 3, *[_SIZE] * 7],
     "gated_activation": [_INT, _INT, _POINTER, _POINTER, *[_SIZE] * 3],
-    "rotary": [_INT, *[_POINTER] * 4, *[_SIZE] * 7, _INT],
+    "heads_linear": [_INT, *[_POINTER] * 4],
+    "rotary": [_INT, *[_POINTER] * 4, *[_SIZE] * 9, _INT],
     "rotary_cache_write": [_INT, *[_POINTER] * 9],
     "paged_attention": [_INT, *[_POINTER] * 7, _FLOAT, _POINTER],
     "embedding": [*[_POINTER] * 3, *[_SIZE] * 3],
@@ -61,6 +63,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "route": [_INT, *[_POINTER] * 5],
     "moe": [_INT, _INT, *[_POINTER] * 7],
     "causal_conv": [_INT, _INT, *[_POINTER] * 10],
+    "scaled": [_INT, _POINTER, _POINTER, _SIZE, _FLOAT, _FLOAT],
     "selective_scan": [_INT, *[_POINTER] * 14],
     "quantise": [_INT, _INT, *[_POINTER] * 3, *[_SIZE] * 3],
     "quantised_linear": [_POINTER, _POINTER, _POINTER, _SIZE],

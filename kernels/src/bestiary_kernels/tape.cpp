@@ -57,6 +57,9 @@ inline int run(const Recorded& entry) {
         case 15: return call(VARIANT_NAME(VARIANT, causal_conv), entry.arguments);
         case 16: return call(VARIANT_NAME(VARIANT, selective_scan), entry.arguments);
         case 17: return call(VARIANT_NAME(VARIANT, quantised_linear), entry.arguments);
+        case 18: return call(VARIANT_NAME(VARIANT, add), entry.arguments);
+        case 19: return call(VARIANT_NAME(VARIANT, scaled), entry.arguments);
+        case 20: return call(VARIANT_NAME(VARIANT, heads_linear), entry.arguments);
     }
     return BAD_ROW;
 }

@@ -39,6 +39,9 @@ _OPERATIONS = (
     "causal_conv",
     "selective_scan",
     "quantised_linear",
+    "add",
+    "scaled",
+    "heads_linear",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")
@@ -116,11 +119,11 @@ class Tape:
         return self.output
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Notes:
     """Stands in for the kernels, calls and notes them, and watches what torch itself does meanwhile."""
 
     def __init__(self, kernels: library.Kernels, arena: Arena) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         arena.rewind()
         self._arena = arena
         self.variant = kernels.variant
@@ -156,3 +159,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
         self.kept.append(result)
         return result
+
+
+class _Recorder(_Notes, TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every torch operation while it is entered.
+
+    It inherits `__torch_dispatch__`: one of its own torch would wrap, and the wrapper imports the compiler, which takes
+    a second of the first step.
+    """

@@ -20,7 +20,7 @@ def latent_cache_write(draw: Draw, device: torch.device) -> None:
         if draw.choice((True, False, False, False)):
             slots[token] = -1
     shape = (blocks, draw.choice((1, 2)), block_size, width)
-    cache = poisoned(*shape, dtype=dtype, device=device)[:, 0]
+    cache = poisoned(*shape[:3], width + draw.choice((0, 0, 5)), dtype=dtype, device=device)[:, 0, :, :width]
     cache_write(rows, slots, cache)
     wanted = poisoned(*cache.shape, dtype=dtype, device=device)
     for token, slot in enumerate(slots.tolist()):

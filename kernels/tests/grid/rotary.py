@@ -48,9 +48,12 @@ def rotation_alone(draw: Draw, device: torch.device) -> None:
     whole = normal(draw, tokens, heads, width + skipped, dtype=dtype, device=device)
     x, before, table = whole[..., skipped:], whole.clone(), _table(draw, turned, device)
     positions = _positions(draw, tokens, table)
-    y = rotary(x, table, positions, interleaved)
+    wider = poisoned(tokens, heads, width + 2, dtype=dtype, device=device)
+    out = wider[..., 1:-1] if draw.choice((True, False)) else None
+    y = rotary(x, table, positions, interleaved, out)
     wanted = _turned(x, table[positions], interleaved)
-    assert y.is_contiguous() and torch.equal(whole, before)
+    assert torch.equal(whole, before)
+    assert y.is_contiguous() if out is None else y is out and wider[..., [0, -1]].isnan().all()
     assert torch.equal(y[..., turned:], x[..., turned:])
     close(y, wanted)
 

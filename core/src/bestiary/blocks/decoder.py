@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import bestiary_kernels as kernels
 from bestiary.batch import Batch
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Embedding, Linear
@@ -149,18 +150,18 @@ class Decoder(Block):
         x_TD: Tensor = self.embed(batch.token_ids)
         if self.embed_scale is not None:
             # Rounded to the model's dtype first, as the models that have one were trained.
-            x_TD = x_TD * torch.tensor(self.embed_scale, dtype=x_TD.dtype)
+            x_TD = kernels.scaled(x_TD, self.embed_scale)
         if batch.vectors is not None:
             x_TD = x_TD.index_copy(0, batch.vectors.rows, batch.vectors.values.to(x_TD.dtype))
         if self.positions is not None:
-            x_TD = x_TD + self.positions(batch.positions)
+            x_TD = kernels.add(x_TD, self.positions(batch.positions))
         return x_TD if self.embed_norm is None else self.embed_norm(x_TD)[0]
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, width] to [R, vocabulary], or to the vectors of a model that pools."""
         logits_RV: Tensor = self.head(hidden_RD)
-        if (cap := self.head.softcap) is not None:
-            logits_RV = torch.tanh(logits_RV / cap) * cap
+        if self.head.softcap is not None:
+            logits_RV = kernels.scaled(logits_RV, cap=self.head.softcap)
         if self.head.unwritten:
             logits_RV = F.pad(logits_RV, (0, self.head.unwritten), value=float("-inf"))
         return logits_RV

@@ -19,7 +19,11 @@ __all__ = ["LatentAttention"]
 
 
 class _Up(Adaptable):
-    """What makes a head's keys and values out of a latent row. It is never multiplied with one: see `forward` below."""
+    """What makes a head's keys and values out of a latent row. It is never multiplied with one: see `forward` below.
+
+    A matrix of each head is multiplied from the left for keys and from the right for values, so that, once packed,
+    values' matrices lie turned round in their place: both products then read whole rows.
+    """
 
     weight: nn.Parameter
 
@@ -27,14 +31,28 @@ class _Up(Adaptable):
         super().__init__()
         self.inputs, self.heads, self.unit = inputs, heads, min(k_dim, v_dim)
         self.parts = {"k": heads * k_dim, "v": heads * v_dim}
+        self.is_packed = False
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A weight [heads x (k_dim + v_dim), latent width]."""
         return {"weight": (sum(self.parts.values()), self.inputs)}
 
-    def of(self, part: str) -> Tensor:
-        """[heads, head size, latent width] of keys or values."""
-        return self.weight[self.rows_of(part)].view(self.heads, -1, self.inputs)
+    def keys(self) -> Tensor:
+        """[heads, head size, latent width]."""
+        return self.weight[self.rows_of("k")].view(self.heads, -1, self.inputs)
+
+    def values(self) -> Tensor:
+        """[heads, latent width, head size]."""
+        own = self.weight[self.rows_of("v")]
+        if self.is_packed:
+            return own.view(self.heads, self.inputs, -1)
+        return own.view(self.heads, -1, self.inputs).transpose(1, 2)
+
+    def pack(self) -> None:
+        """Turn the values' matrices."""
+        if not self.is_packed:
+            turned, self.is_packed = self.values().contiguous(), True
+            self.values().copy_(turned)
 
     def adapters(self, part: str, x_TD: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each adapter in the step its rows, [rank, latent width] and [rank, heads, head size] of a part."""
@@ -94,7 +112,7 @@ class LatentAttention(Mixer):
         """[T, width] to [T, width]; this step's latent rows stay in the cache."""
         (cache,) = batch.caches[self.slot]
         pages = batch.pages[self.group]
-        kernels.cache_write(self._latent(x_TD, batch), pages.slots, cache)
+        self._keep(x_TD, batch, pages.slots, cache)
         mixed_THC = kernels.latent_attention(
             self._queries(x_TD, batch),
             cache,
@@ -104,17 +122,18 @@ class LatentAttention(Mixer):
             batch.context_lens,
             self.scale,
         )
-        values_THV = torch.einsum("thc,hvc->thv", mixed_THC, self.up.of("v"))
+        values_THV = kernels.heads_linear(mixed_THC, self.up.values())
         for rows, down_RC, up_RHV in self.up.adapters("v", x_TD):
             values_THV[rows] += torch.einsum("thc,rc,rhv->thv", mixed_THC[rows], down_RC, up_RHV)
-        y_TD: Tensor = self.out(values_THV.reshape(x_TD.shape[0], -1))
+        y_TD: Tensor = self.out(values_THV.view(x_TD.shape[0], -1))
         return y_TD
 
-    def _latent(self, x_TD: Tensor, batch: Batch) -> Tensor:
-        """[T, kv_rank + rope.dim] what is kept of each token."""
+    def _keep(self, x_TD: Tensor, batch: Batch, slots: Tensor, cache: Tensor) -> None:
+        """Write [kv_rank + rope.dim] of each token to the cache."""
         row, turning = self.kv_down(x_TD).split_with_sizes((self.kv_rank, self.rope_dim), -1)
-        turned = self._turn(turning[:, None], batch)[:, 0]
-        return torch.cat((self.kv_norm(row.contiguous())[0], turned), -1)
+        kernels.cache_write(self.kv_norm(row)[0], slots, cache[..., : self.kv_rank])
+        turned = self._turn(turning[:, None], batch)
+        kernels.cache_write(turned[:, 0], slots, cache[..., self.kv_rank :])
 
     def _queries(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, heads, kv_rank + rope.dim] queries as the latent rows understand them."""
@@ -122,11 +141,14 @@ class LatentAttention(Mixer):
             x_TD = self.q_norm(self.q_down(x_TD))[0]
         q_THD: Tensor = self.q(x_TD).view(x_TD.shape[0], self.heads, -1)
         plain, turning = q_THD.split_with_sizes((self.plain_dim, self.rope_dim), -1)
-        down = torch.einsum("thd,hdc->thc", plain, self.up.of("k"))
+        both = q_THD.new_empty(*q_THD.shape[:2], self.kv_rank + self.rope_dim)
+        down, turned = both.split_with_sizes((self.kv_rank, self.rope_dim), -1)
+        kernels.heads_linear(plain, self.up.keys(), out=down)
         for rows, down_RC, up_RHD in self.up.adapters("k", x_TD):
             down[rows] += torch.einsum("thd,rhd,rc->thc", plain[rows], up_RHD, down_RC)
-        return torch.cat((down, self._turn(turning, batch)), -1)
+        self._turn(turning, batch, turned)
+        return both
 
-    def _turn(self, x_THD: Tensor, batch: Batch) -> Tensor:
+    def _turn(self, x_THD: Tensor, batch: Batch, out: Tensor | None = None) -> Tensor:
         assert self.rope is not None and self.angles is not None
-        return kernels.rotary(x_THD, self.angles, batch.positions, self.rope.interleaved)
+        return kernels.rotary(x_THD, self.angles, batch.positions, self.rope.interleaved, out)

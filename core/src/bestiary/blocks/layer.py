@@ -5,6 +5,7 @@ The residual stream travels as two addends, (x, residual), so that each norm can
 
 from torch import Tensor
 
+import bestiary_kernels as kernels
 from bestiary.batch import Batch
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.norm import Norm
@@ -71,7 +72,7 @@ class ParallelLayer(Block):
         """The stream's two addends to those of the next layer."""
         x_TD, residual_TD = self.mix_norm(x_TD, residual_TD)
         y_TD = x_TD if self.ffn_norm is None else self.ffn_norm(residual_TD)[0]
-        return self.mixer(x_TD, batch) + self.ffn(y_TD, batch), residual_TD
+        return kernels.add(self.mixer(x_TD, batch), self.ffn(y_TD, batch)), residual_TD
 
 
 class PostNormLayer(Block):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 import bestiary_kernels as kernels
 from bestiary.batch import Batch
-from bestiary.blocks.leaf import Block
+from bestiary.blocks.leaf import Block, Leaf
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.lowrank import Adaptable
 from bestiary.blocks.mlp import Gate, GatedMLP
@@ -21,10 +22,9 @@ __all__ = ["Experts", "MoE", "Routing"]
 
 @dataclass(frozen=True)
 class Routing:
-    """How experts are chosen: the `top_k` best by softmax, weighed by it.
+    """How experts are chosen and weighed: what `bestiary_kernels.route` takes by these names.
 
-    `renormalise`: the chosen weights add up to 1. `groups` > 1: only experts of the `top_groups` best groups may be
-    chosen (DeepSeek-AI 2024, arXiv 2405.04434). `scale` multiplies the weights in the end.
+    `bias`: a number of each expert helps to decide who is chosen, and not how much it counts.
     """
 
     top_k: int
@@ -32,6 +32,11 @@ class Routing:
     scale: float = 1.0
     groups: int = 1
     top_groups: int = 1
+    softmax_last: bool = False
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    group_by: Literal["best", "best_two"] = "best"
+    jitter: float = 0.0
+    bias: bool = False
 
 
 class Experts(Adaptable):
@@ -62,6 +67,24 @@ class Experts(Adaptable):
         return self.low.add(y_TN, x_TK, own.to(torch.int32))
 
 
+class _Bias(Leaf):
+    """A number of each expert, of float32 in every model: it decides between scores that are nearly equal."""
+
+    bias: nn.Parameter
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.parts = {"out": experts}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A bias [experts]."""
+        return {"bias": (self.parts["out"],)}
+
+    def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Make it, unfilled."""
+        super().allocate(torch.float32, device)
+
+
 class MoE(Block):
     """The chosen experts' gated MLPs, weighed and added; perhaps with one that every token goes through.
 
@@ -82,6 +105,7 @@ class MoE(Block):
         super().__init__()
         self.routing, self.act = routing, act
         self.router = Linear(width, experts, "whole", exact=True)
+        self.router_bias = _Bias(experts) if routing.bias else None
         self.gate_up = Experts(experts, width, {"gate": inner, "up": inner})
         self.down = Experts(experts, inner, {"out": width})
         self.shared = GatedMLP(width, shared, act=act) if shared else None
@@ -105,16 +129,19 @@ class MoE(Block):
             scale=to.scale,
             groups=to.groups,
             top_groups=to.top_groups,
+            softmax_last=to.softmax_last,
+            scoring=to.scoring,
+            bias_E=None if self.router_bias is None else self.router_bias.bias,
+            group_by=to.group_by,
+            jitter=to.jitter,
         )
         y_TD = self._mixed(x_TD, weights_TK, experts_TK)
         if self.add is not None:
             y_TD = self.add(y_TD)
         if self.shared is None:
             return y_TD
-        all_TD: Tensor = self.shared(x_TD, batch)
-        if self.shared_gate is not None:
-            all_TD = all_TD * torch.sigmoid(self.shared_gate(x_TD))
-        return y_TD + all_TD
+        gate_T1 = None if self.shared_gate is None else self.shared_gate(x_TD)
+        return kernels.add(y_TD, self.shared(x_TD, batch), gate_T1)
 
     def _mixed(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
         """[T, width] what the chosen experts make of each token, weighed and added."""

@@ -3,6 +3,7 @@
 SOCKET is the number of an inherited socket.
 """
 
+import gc
 import os
 import socket
 import sys
@@ -19,6 +20,9 @@ __all__ = ["main"]
 
 def main(connection: socket.socket) -> None:
     """Serve until the driver is gone."""
+    # What is imported stays: to look through it all for what nobody needs would hold a step up for a tenth of a second.
+    gc.collect()
+    gc.freeze()
     serve(WorkerChannel(connection, _end), _join)
 
 

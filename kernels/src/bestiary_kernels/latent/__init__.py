@@ -16,9 +16,9 @@ __all__ = ["cache_write", "latent_attention"]
 def cache_write(rows_TD: Tensor, slots: Tensor, cache: Tensor) -> None:
     """Write row t of [T, D] to slot `slots[t]` of the cache [blocks, B, D]; slot = block * B + offset, int64 [T].
 
-    A negative slot is not written; slots must be distinct. Raises ValueError for shapes or dtypes that do not fit,
-    IndexError for a slot outside the cache; nothing is written then. On a GPU, where nothing waits for the slots, such
-    a row is not written.
+    The cache may be a slice of wider rows. A negative slot is not written; slots must be distinct. Raises ValueError
+    for shapes or dtypes that do not fit, IndexError for a slot outside the cache; nothing is written then. On a GPU,
+    where nothing waits for the slots, such a row is not written.
     """
     if cache.dim() != 3 or rows_TD.shape != (*slots.shape, cache.shape[2]) or rows_TD.dtype is not cache.dtype:
         raise ValueError("cache_write: the shapes or dtypes of rows, slots and cache do not fit")
@@ -27,7 +27,7 @@ def cache_write(rows_TD: Tensor, slots: Tensor, cache: Tensor) -> None:
         return
     kernels = library.native(rows_TD)
     blocks, block_size, width = cache.shape
-    are_dense = rows_TD.stride(1) == 1 and cache.stride()[1:] == (width, 1) and slots.is_contiguous()
+    are_dense = rows_TD.stride(1) == cache.stride(2) == 1 and slots.is_contiguous()
     if kernels is None or not are_dense or slots.dtype is not torch.int64:
         (_write_operator if library.is_traced(rows_TD) else reference.cache_write)(rows_TD, slots, cache)
         return
@@ -42,6 +42,7 @@ def cache_write(rows_TD: Tensor, slots: Tensor, cache: Tensor) -> None:
         blocks,
         block_size,
         cache.stride(0) * size,
+        cache.stride(1) * size,
     )
     if failed:
         library.fail("cache_write", failed)

@@ -81,7 +81,7 @@ class PackedLinear:
             return self._plain(x_TK)
         kernels = library.native(x_TK)
         if kernels is None and library.is_traced(x_TK):
-            return x_TK.new_empty(rows, self.outputs)
+            return self._traced(x_TK)
         multiply = self._kernel(kernels, rows)
         if multiply is not None:
             x = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
@@ -90,6 +90,9 @@ class PackedLinear:
             if failed:
                 library.fail("PackedLinear", failed)
             return y
+        return self._onednn(x_TK)
+
+    def _onednn(self, x_TK: Tensor) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self._packed, self.bias, "none", [], "")
         return product
 
@@ -100,6 +103,13 @@ class PackedLinear:
         if self.form == "rows" and rows <= _MOST_ROWS_F32 and self.dtype is torch.float32:
             return kernels.linear_rows
         return kernels.linear_packed if self.form in ("packed", "both") and rows <= MOST_ROWS else None
+
+    def _traced(self, x_TK: Tensor) -> Tensor:
+        """The product as an operation of a graph, or where only shapes are asked for, memory of its shape."""
+        if not torch.compiler.is_compiling():
+            return x_TK.new_empty(x_TK.shape[0], self.outputs)
+        weight = self._view if self._weight is None else self._weight
+        return self._onednn(x_TK) if weight is None else _operator(x_TK, weight, self.bias, self.outputs)
 
     def _plain(self, x_TK: Tensor) -> Tensor:
         if self._weight is None:
@@ -166,3 +176,16 @@ def _readable(packed: Any, weight: Tensor) -> Tensor | None:
     rows = reference.embedding_packed(view, ids) if len(shape) == 4 else view[ids]
     as_integers = torch.int16 if weight.dtype is torch.bfloat16 else torch.int32
     return view if torch.equal(rows.view(as_integers), weight[ids].view(as_integers)) else None
+
+
+@torch.library.custom_op("bestiary::packed_linear", mutates_args=())
+def _operator(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """With a packed weight, or with rows."""
+    return (
+        reference.linear_packed(weight, x, bias, outputs) if weight.dim() == 4 else functional.linear(x, weight, bias)
+    )
+
+
+@_operator.register_fake
+def _shape(x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    return x.new_empty(x.shape[0], outputs)

@@ -129,10 +129,11 @@ class QuantisedLinear:
             found: Tensor = on_gpu.linear(x_TK, self._codes, self._scales, self.bits, self.group, self.bias)
             return found
         kernels = library.native(x_TK)
-        if library.is_traced(x_TK) or rows == 0:
+        if rows == 0 or (library.is_traced(x_TK) and not torch.compiler.is_compiling()):
             return x_TK.new_empty(rows, self.outputs)
         if kernels is None or self.form == "rows" or self.dtype not in library.IS_BF16:
-            return self._slowly(x_TK)
+            product = _operator if library.is_traced(x_TK) else _slowly
+            return product(x_TK, self._codes, self._scales, self.bias, self.outputs, self.bits, self.group)
         x = functional.pad(x_TK, (0, 1)) if inputs % 2 else x_TK.contiguous()
         y = x.new_empty(rows, self.outputs)
         failed = kernels.quantised_linear(self._call, x.data_ptr(), y.data_ptr(), rows)
@@ -140,21 +141,37 @@ class QuantisedLinear:
             library.fail("QuantisedLinear", failed)
         return y
 
-    def _slowly(self, x_TK: Tensor) -> Tensor:
-        """As the reference, some outputs after the other."""
-        parts = []
-        for first in range(0, self.outputs, _SOME):
-            end = min(first + _SOME, self.outputs)
-            codes, scales = self._codes_of(first, end)
-            bias = None if self.bias is None else self.bias[first:end]
-            parts.append(reference.linear(x_TK, codes, scales, self.group, bias))
-        return torch.cat(parts, 1) if parts else x_TK.new_empty(x_TK.shape[0], 0)
 
-    def _codes_of(self, first: int, end: int) -> tuple[Tensor, Tensor]:
-        """Codes and scales of the outputs first .. end; `first` begins a block."""
-        if self.form == "rows":
-            codes = reference.unpack_rows(self._codes[first:end], self.bits, self.group, self.inputs)
-            return codes, self._scales[first:end]
-        blocks = slice(first // reference.COLUMNS, -(-end // reference.COLUMNS))
-        codes = reference.unpack(self._codes[blocks], self.bits, end - first, self.inputs)
-        return codes, reference.unpack_scales(self._scales[blocks], end - first)
+def _slowly(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, outputs: int, bits: int, group: int
+) -> Tensor:
+    """As the reference, some outputs after the other."""
+    parts = []
+    for first in range(0, outputs, _SOME):
+        end = min(first + _SOME, outputs)
+        some = _codes_of(codes, scales, slice(first, end), x.shape[1], bits, group)
+        parts.append(reference.linear(x, *some, group, None if bias is None else bias[first:end]))
+    return torch.cat(parts, 1) if parts else x.new_empty(x.shape[0], 0)
+
+
+def _codes_of(codes: Tensor, scales: Tensor, some: slice, inputs: int, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """Codes and scales of some outputs, the first of which begins a block."""
+    if codes.dim() == 2:
+        return reference.unpack_rows(codes[some], bits, group, inputs), scales[some]
+    blocks, count = slice(some.start // reference.COLUMNS, -(-some.stop // reference.COLUMNS)), some.stop - some.start
+    return reference.unpack(codes[blocks], bits, count, inputs), reference.unpack_scales(scales[blocks], count)
+
+
+@torch.library.custom_op("bestiary::quantised_linear", mutates_args=())
+def _operator(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, outputs: int, bits: int, group: int
+) -> Tensor:
+    """With codes in blocks, of more than two dimensions, or in rows."""
+    return _slowly(x, codes, scales, bias, outputs, bits, group)
+
+
+@_operator.register_fake
+def _shape(
+    x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, outputs: int, bits: int, group: int
+) -> Tensor:
+    return x.new_empty(x.shape[0], outputs)

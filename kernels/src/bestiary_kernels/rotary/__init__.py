@@ -16,25 +16,33 @@ __all__ = ["rotary", "rotary_cache_write"]
 _CALL = Struct("13qi")  # RotaryCall in cpu.cpp
 
 
-def rotary(x_THD: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool = False) -> Tensor:
-    """Return x [T, H, D] with the first R numbers of each head rotated, in memory of its own.
+def rotary(
+    x_THD: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """Return x [T, H, D] with the first R numbers of each head rotated, in `out` or dense memory of its own.
 
-    x may be a slice of any strides; cos_sin, positions int64 [T] and `interleaved` are as in `rotary_cache_write`.
-    Raises ValueError for shapes that do not fit, IndexError for a position outside cos_sin; on a GPU, where nothing
-    waits for the positions, such a token turns to zeros.
+    x and out may be slices of any strides; cos_sin, positions int64 [T] and `interleaved` are as in
+    `rotary_cache_write`. Raises ValueError for shapes that do not fit, IndexError for a position outside cos_sin; on a
+    GPU, where nothing waits for the positions, such a token turns to zeros.
     """
     tokens, heads, width = x_THD.shape
     if cos_sin.dim() != 3 or cos_sin.shape[1] != 2 or 2 * cos_sin.shape[2] > width or positions.shape != (tokens,):
         raise ValueError("rotary: the shapes of x, cos_sin and positions do not fit")
+    if out is not None and (out.shape != x_THD.shape or out.dtype is not x_THD.dtype):
+        raise ValueError(f"rotary: out must be {tuple(x_THD.shape)} in x's dtype")
     if (on_gpu := gpu.kernels("rotary", x_THD)) is not None:
-        found: Tensor = on_gpu.rotary(x_THD, cos_sin, positions, interleaved)
+        found: Tensor = on_gpu.rotary(x_THD, cos_sin, positions, interleaved, out)
         return found
     kernels, is_bf16 = library.native(x_THD), library.IS_BF16.get(x_THD.dtype)
     strides = x_THD.stride()
-    if kernels is None or is_bf16 is None or strides[2] != 1 or not _are_tables(cos_sin, positions):
-        function = _plain_operator if library.is_traced(x_THD) else reference.rotary
-        return function(x_THD, cos_sin, positions, interleaved)
-    y = x_THD.new_empty(x_THD.shape)
+    are_known = strides[2] == 1 and (out is None or out.stride(2) == 1) and _are_tables(cos_sin, positions)
+    if kernels is None or is_bf16 is None or not are_known:
+        turned = (_plain_operator if library.is_traced(x_THD) else reference.rotary)(
+            x_THD, cos_sin, positions, interleaved
+        )
+        return turned if out is None else out.copy_(turned)
+    y = x_THD.new_empty(x_THD.shape) if out is None else out
+    y_strides = y.stride()
     failed = kernels.rotary(
         is_bf16,
         x_THD.data_ptr(),
@@ -47,6 +55,8 @@ def rotary(x_THD: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool 
         2 * cos_sin.shape[2],
         strides[0],
         strides[1],
+        y_strides[0],
+        y_strides[1],
         cos_sin.shape[0],
         interleaved,
     )

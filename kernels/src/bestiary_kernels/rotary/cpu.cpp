@@ -82,9 +82,9 @@ void rotate_and_write(const RotaryCall& call, T* q, T* k, const T* v, const floa
     });
 }
 
-// Heads of any strides, each dense, into dense memory; what is not rotated is copied.
+// Heads of any strides, each dense, into others; what is not rotated is copied.
 struct RotaryCopy {
-    int64_t tokens, heads, width, rotary_width, token_stride, head_stride;
+    int64_t tokens, heads, width, rotary_width, token_stride, head_stride, y_stride, y_head_stride;
     int interleaved;
 
     template <class T> void run(const T* x, const float* cos_sin, const int64_t* positions, T* y) const {
@@ -92,7 +92,7 @@ struct RotaryCopy {
             const float* const angles = cos_sin + positions[token] * rotary_width;
             for (int64_t head = 0; head < heads; ++head) {
                 const T* const from = x + token * token_stride + head * head_stride;
-                T* const to = y + (token * heads + head) * width;
+                T* const to = y + token * y_stride + head * y_head_stride;
                 rotate_head(from, to, angles, rotary_width, interleaved);
                 memcpy(to + rotary_width, from + rotary_width, size_t(width - rotary_width) * sizeof(T));
             }
@@ -117,13 +117,14 @@ EXPORT(int, rotary_cache_write)(int is_bf16, void* q, void* k, const void* v, co
     return OK;
 }
 
-// y [tokens, heads, width] gets the rotated x; cos_sin [max_position, 2, rotary_width / 2].
+// y [tokens, heads, width], its heads dense, gets the rotated x; cos_sin [max_position, 2, rotary_width / 2].
 EXPORT(int, rotary)(int is_bf16, const void* x, const float* cos_sin, const int64_t* positions, void* y, int64_t tokens,
                     int64_t heads, int64_t width, int64_t rotary_width, int64_t token_stride, int64_t head_stride,
-                    int64_t max_position, int interleaved) {
+                    int64_t y_stride, int64_t y_head_stride, int64_t max_position, int interleaved) {
     for (int64_t token = 0; token < tokens; ++token)
         if (positions[token] < 0 || positions[token] >= max_position) return BAD_POSITION;
-    const RotaryCopy copy{tokens, heads, width, rotary_width, token_stride, head_stride, interleaved};
+    const RotaryCopy copy{tokens,      heads,    width,         rotary_width, token_stride,
+                          head_stride, y_stride, y_head_stride, interleaved};
     if (is_bf16)
         copy.run((const bf16*)x, cos_sin, positions, (bf16*)y);
     else

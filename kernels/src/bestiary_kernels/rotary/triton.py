@@ -43,6 +43,9 @@ def _rotary(
     head_stride,
     step,
     position_stride,
+    y_stride,
+    y_head_stride,
+    y_step,
     WIDTH: tl.constexpr,
     HALF: tl.constexpr,
     HALF_BLOCK: tl.constexpr,
@@ -56,18 +59,18 @@ def _rotary(
     is_position = (position >= 0) & (position < max_position)
     is_head, is_turned = head < heads, head < tl.where(is_position, heads, 0)
     x += token * token_stride + head * head_stride
-    y += (token * heads + head) * WIDTH
+    y += token * y_stride + head * y_head_stride
     kind = x.dtype.element_ty
     if HALF > 0:
         angles = cos_sin + tl.where(is_position, position, 0) * (2 * HALF)
         first, second, _, a, b = _turned(x, step, is_turned, angles, HALF, HALF_BLOCK, INTERLEAVED)
         mask = is_head & (tl.arange(0, HALF_BLOCK)[None, :] < HALF)
-        tl.store(y + first, a.to(kind), mask=mask)
-        tl.store(y + second, b.to(kind), mask=mask)
+        tl.store(y + first * y_step, a.to(kind), mask=mask)
+        tl.store(y + second * y_step, b.to(kind), mask=mask)
     if 2 * HALF < WIDTH:
         at = 2 * HALF + tl.arange(0, REST_BLOCK)[None, :]
         rest = tl.load(x + at * step, mask=is_turned & (at < WIDTH), other=0.0)
-        tl.store(y + at, rest, mask=is_head & (at < WIDTH))
+        tl.store(y + at * y_step, rest, mask=is_head & (at < WIDTH))
 
 
 @triton.jit
@@ -169,10 +172,10 @@ def _blocks(width: int, half: int, heads: int) -> dict[str, int]:
     }
 
 
-def rotary(x: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool) -> Tensor:
+def rotary(x: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool, out: Tensor | None = None) -> Tensor:
     """As the reference, with zeros for a token whose position is outside the table."""
     tokens, heads, width = x.shape
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     if y.numel():
         sizes = _blocks(width, cos_sin.shape[2], heads)
         _rotary[(tokens, triton.cdiv(heads, sizes["HEADS"]))](
@@ -184,6 +187,7 @@ def rotary(x: Tensor, cos_sin: Tensor, positions: Tensor, interleaved: bool) -> 
             cos_sin.shape[0],
             *x.stride(),
             positions.stride(0),
+            *y.stride(),
             INTERLEAVED=interleaved,
             **sizes,
         )
