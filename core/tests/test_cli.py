@@ -138,7 +138,7 @@ COMMANDS = {
     ("chat",): ENGINE | SAMPLING | MEDIA | {"MODEL", "--system"},
     ("bench", "latency"): BENCH | {"MODEL", "--batch-size"},
     ("bench", "throughput"): BENCH | {"MODEL", "--num-prompts"},
-    ("verify",): {"NAMES", "--json", "--table", "--level", "--checkpoint"},
+    ("verify",): {"NAMES", "--json", "--table", "--level", "--checkpoint", "--device"},
     ("doctor",): {"--json"},
 }
 
