@@ -89,13 +89,13 @@ def _fed(processor: str, settings: Mapping[str, Any], vectors: int) -> Feed:
 def _feed_pixtral(sample: Sample, answer: Sequence[int]) -> Mapping[str, Any]:
     """As `_fed`, with a token after each row of patches."""
     import torch
-    from transformers import PixtralImageProcessor
+    from transformers import PixtralImageProcessorPil
 
     images = list(sample.media.get("image", ()))
     if not images:
         return {"input_ids": torch.tensor([[*sample.token_ids, *answer]])}
     settings: dict[str, Any] = dict(PIXTRAL_FILE)
-    made = PixtralImageProcessor(**settings)(images, return_tensors="pt")
+    made = PixtralImageProcessorPil(**settings)(images, return_tensors="pt")
     sizes = iter(made["image_sizes"].tolist())
     ids: list[int] = []
     for token in sample.token_ids:
@@ -137,7 +137,7 @@ CASES = (
     Case(
         "1.5: CLIP and Llama",
         PUBLISHED,
-        _reference(_fed("CLIPImageProcessor", CLIP_FILE, 9)),
+        _reference(_fed("CLIPImageProcessorPil", CLIP_FILE, 9)),
         mutations={
             "the layer": {"vision_feature_layer": -1},
             "the class token": {"vision_feature_select_strategy": "full"},
@@ -157,7 +157,7 @@ CASES = (
             "multimodal_projector_bias": False,
             "image_seq_length": 10,
         },
-        _reference(_fed("CLIPImageProcessor", CLIP_FILE, 10)),
+        _reference(_fed("CLIPImageProcessorPil", CLIP_FILE, 10)),
         mutations={"the layers": {"vision_feature_layer": [-2, -1]}},
         samples=_samples,
         files={"preprocessor_config.json": {**CLIP_FILE, **CLIP_COLOURS}},
@@ -171,7 +171,7 @@ CASES = (
             "text_config": {**LLAMA, "model_type": "qwen2"},
             "vision_config": {**CLIP, "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"},
         },
-        _reference(_fed("SiglipImageProcessor", SIGLIP_FILE, 9)),
+        _reference(_fed("SiglipImageProcessorPil", SIGLIP_FILE, 9)),
         mutations={"the layer": {"vision_feature_layer": -2}},
         namings=(Naming("as published", (FIRST,)), _later(FIRST)),
         samples=_samples,

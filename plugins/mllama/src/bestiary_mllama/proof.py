@@ -66,7 +66,7 @@ def _samples() -> Sequence[Sample]:
 
 def _feed(sample: Sample, answer: Sequence[int]) -> Mapping[str, Any]:
     import torch
-    from transformers import MllamaImageProcessor
+    from transformers import MllamaImageProcessorPil
     from transformers.models.mllama import processing_mllama as reference
 
     ids = [*sample.token_ids, *answer]
@@ -74,7 +74,7 @@ def _feed(sample: Sample, answer: Sequence[int]) -> Mapping[str, Any]:
     if not images:
         return {"input_ids": torch.tensor([ids])}
     settings: dict[str, Any] = dict(STEPS)
-    made = MllamaImageProcessor(**settings)(images, return_tensors="pt")
+    made = MllamaImageProcessorPil(**settings)(images, return_tensors="pt")
     tokens = reference.get_cross_attention_token_mask(list(sample.token_ids), IMAGE)
     mask = reference.convert_sparse_cross_attention_mask_to_dense([tokens], made["num_tiles"], 4, len(sample.token_ids))
     shown = torch.from_numpy(mask)

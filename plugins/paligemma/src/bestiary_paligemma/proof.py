@@ -54,7 +54,7 @@ def _samples() -> Sequence[Sample]:
 
 def _feed(sample: Sample, answer: Sequence[int]) -> Mapping[str, Any]:
     import torch
-    from transformers import SiglipImageProcessor
+    from transformers import SiglipImageProcessorPil
 
     images = list(sample.media.get("image", ()))
     ids = [*[IMAGE] * PATCHES * len(images), *(token for token in sample.token_ids if token != IMAGE)]
@@ -64,7 +64,7 @@ def _feed(sample: Sample, answer: Sequence[int]) -> Mapping[str, Any]:
     }
     if images:
         settings: dict[str, Any] = dict(STEPS)
-        found["pixel_values"] = SiglipImageProcessor(**settings)(images, return_tensors="pt")["pixel_values"]
+        found["pixel_values"] = SiglipImageProcessorPil(**settings)(images, return_tensors="pt")["pixel_values"]
     return found
 
 

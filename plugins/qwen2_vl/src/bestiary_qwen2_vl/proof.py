@@ -68,10 +68,10 @@ def _samples() -> Sequence[Sample]:
 
 def _feed(sample: Sample, answer: Sequence[int]) -> Mapping[str, Any]:
     import torch
-    from transformers import Qwen2VLImageProcessor
+    from transformers import Qwen2VLImageProcessorPil
 
     settings: dict[str, Any] = dict(STEPS)
-    make = Qwen2VLImageProcessor(**settings)
+    make = Qwen2VLImageProcessorPil(**settings)
 
     def patches(image: Any) -> tuple[torch.Tensor, torch.Tensor]:
         made = make([image], return_tensors="pt")
