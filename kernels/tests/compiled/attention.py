@@ -55,6 +55,11 @@ def ranges_of_pictures() -> None:
     _call(FEW, 32, 8, 128, 16, torch.bfloat16, causal=False)
 
 
+def sinks() -> None:
+    for sizes in (FEW, MANY):
+        _call(sizes, 64, 8, 64, 16, torch.bfloat16, window=128, sinks=torch.empty(64, dtype=torch.bfloat16))
+
+
 def in_full() -> None:
     for sizes in (FEW, MANY):
         _call(sizes, 32, 8, 128, 16, torch.float32)

@@ -48,6 +48,7 @@ class Settings:
     visible: Tensor | None = None
     causal: bool = True
     ranges: Tensor | None = None
+    sinks: Tensor | None = None
 
     def seen(self, sequence: int, query: int, place: int, context: int) -> list[int]:
         """The keys that a query sees; `query` is its number in the batch, `place` where it stands in its sequence."""
@@ -58,6 +59,13 @@ class Settings:
         within = range(min(prefix, context)) if place < prefix else range(0)
         last = range(max(0, place + 1 - (self.window or place + 1)), place + 1)
         return sorted({*within, *last})
+
+    def weighed(self, scores: Tensor, keys: Tensor) -> Tensor:
+        """[Hq, keys]: how much each key counts."""
+        scores = self.scored(scores, keys)
+        if self.sinks is None:
+            return scores.softmax(-1)
+        return torch.cat((scores, self.sinks.cpu().double()[:, None]), 1).softmax(-1)[:, :-1]
 
     def scored(self, scores: Tensor, keys: Tensor) -> Tensor:
         """[Hq, keys]: what becomes of scaled scores of keys at these places."""
@@ -98,6 +106,9 @@ def settings(draw: Draw, batch: Ragged, heads: int, is_causal: bool, device: tor
     if draw.choice((True, False)):
         kind = draw.choice(DTYPES)
         chosen.slopes = (2.0 ** -torch.linspace(0.5, 8, heads)).to(kind).to(device)
+    if draw.choice((True, False)):
+        kind = draw.choice(DTYPES)
+        chosen.sinks = (normal(draw, heads, dtype=torch.float32, device=device) * 4).to(kind)
     if is_causal and draw.choice((True, False)):
         chosen.window = draw.choice((1, 7, draw.integer(1, 200)))
     if is_causal and draw.choice((True, False)):
@@ -139,7 +150,7 @@ def near(
             if len(keys):
                 rows = q[query].cpu().double().view(kv_heads, heads // kv_heads, -1)
                 scores = (rows @ k[:, keys].transpose(1, 2) * scale).flatten(0, 1)
-                weights = settings.scored(scores, keys).softmax(-1).view(kv_heads, -1, len(keys))
+                weights = settings.weighed(scores, keys).view(kv_heads, -1, len(keys))
                 wanted[query] = (weights @ v[:, keys]).flatten(0, 1)
                 sizes[query] = (weights @ v[:, keys].abs()).mean(-1, keepdim=True).flatten(0, 1)
             query += 1

@@ -24,6 +24,7 @@ def paged_attention(
     visible: Tensor | None = None,
     causal: bool = True,
     ranges: Tensor | None = None,
+    sinks: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Return attention [T, Hq, D] of a ragged batch over the paged cache; prefill and decode in one call.
@@ -39,7 +40,8 @@ def paged_attention(
     context_len keys, which need not be the queries' own (cross attention), or those from `ranges`[i, 0] to before
     `ranges`[i, 1], int32 [T, 2], if that is given; without any it gets zeros. `softcap` c turns
     scaled scores into c tanh(score / c) (Gemma 2, arXiv 2408.00118). `slopes` [Hq] then adds slope x key position,
-    formed in the slopes' own dtype (ALiBi, arXiv 2108.12409).
+    formed in the slopes' own dtype (ALiBi, arXiv 2108.12409). `sinks` [Hq]: a score of each head that takes its share
+    of the weights and has no value (gpt-oss, arXiv 2508.10925).
 
     Raises ValueError for shapes, settings, starts or lengths that do not fit, IndexError for a block id outside the
     cache.
@@ -57,8 +59,8 @@ def paged_attention(
         or not (out is None or (out.shape == q.shape and out.dtype is q.dtype))
     ):
         raise ValueError("paged_attention: the shapes of q, caches, tables, starts, lengths and out do not fit")
-    _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, len(q))
-    settings = (scale, window, softcap, slopes, visible, causal, ranges)
+    _check(q_heads, sequences, window, softcap, slopes, visible, causal, ranges, sinks, len(q))
+    settings = (scale, window, softcap, slopes, visible, causal, ranges, sinks)
     tables = (block_tables, query_starts, context_lens)
     if (on_gpu := gpu.kernels("attention", q)) is not None:
         found: Tensor = on_gpu.paged_attention(q, k_cache, v_cache, *tables, *settings, out)
@@ -81,13 +83,16 @@ def _check(
     visible: Tensor | None,
     causal: bool,
     ranges: Tensor | None,
+    sinks: Tensor | None,
     tokens: int,
 ) -> None:
     """Raise ValueError for a setting that means nothing."""
     if not (window is None or window > 0) or not (softcap is None or softcap > 0):
         raise ValueError(f"paged_attention: window {window} and softcap {softcap} must be above 0, or None")
-    if not (slopes is None or slopes.shape == (q_heads,)) or not (visible is None or visible.shape == (sequences,)):
-        raise ValueError("paged_attention: slopes must be one number a query head, visible one a sequence")
+    if any(numbers is not None and numbers.shape != (q_heads,) for numbers in (slopes, sinks)) or not (
+        visible is None or visible.shape == (sequences,)
+    ):
+        raise ValueError("paged_attention: slopes and sinks must be one number a query head, visible one a sequence")
     if ranges is not None and (causal or ranges.shape != (tokens, 2)):
         raise ValueError("paged_attention: ranges must be two numbers a query, and need causal=False")
     if not causal and (window is not None or visible is not None):
@@ -109,8 +114,9 @@ def _operator(
     visible: Tensor | None = None,
     causal: bool = True,
     ranges: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
-    settings = (scale, window, softcap, slopes, visible, causal, ranges)
+    settings = (scale, window, softcap, slopes, visible, causal, ranges, sinks)
     return reference.paged_attention(q, k_cache, v_cache, block_tables, query_starts, context_lens, *settings)
 
 
@@ -129,5 +135,6 @@ def _shapes(
     visible: Tensor | None = None,
     causal: bool = True,
     ranges: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     return q.new_empty(q.shape)

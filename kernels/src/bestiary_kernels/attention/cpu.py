@@ -27,6 +27,7 @@ def attention(
     visible: Tensor | None = None,
     causal: bool = True,
     ranges: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor | None:
     """Return attention [T, Hq, value_width], or None where the C++ function does not know the dtypes or layouts.
 
@@ -48,6 +49,7 @@ def attention(
         or k_stride[1:] != (block_size * width, width, 1)
         or v_stride[1:] != (block_size * v_width, v_width, 1)
         or not (out is None or out.is_contiguous())
+        or sinks is not None
         or not (slopes is None or (slopes.dtype in library.IS_BF16 and slopes.is_contiguous()))
         or not (visible is None or _is_dense_int32(visible))
         or not (ranges is None or _is_dense_int32(ranges))

@@ -22,6 +22,7 @@ def paged_attention(
     visible: Tensor | None = None,
     causal: bool = True,
     ranges: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(scale q k^T) v per sequence in float32, rounded once to q's dtype.
 
@@ -50,7 +51,7 @@ def paged_attention(
         if ranges is not None:
             scores = scores.masked_fill(_outside(ranges[start:end], context), float("-inf"))
         # A query that sees no key has no weights.
-        out[start:end] = (scores.softmax(-1).nan_to_num() @ v[:, None]).permute(2, 0, 1, 3).flatten(1, 2)
+        out[start:end] = (_weights(scores, sinks).nan_to_num() @ v[:, None]).permute(2, 0, 1, 3).flatten(1, 2)
     return out
 
 
@@ -85,6 +86,15 @@ def _scores(q: Tensor, k: Tensor, first: int, scale: float, softcap: float | Non
         bias = slopes[:, None] * torch.arange(first, first + keys, device=q.device)
         scores = scores + bias.float().view(kv_heads, len(slopes) // kv_heads, 1, keys)
     return scores
+
+
+def _weights(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """The scores' softmax, of which sinks take a part."""
+    if sinks is None:
+        return scores.softmax(-1)
+    kv_heads, group, queries, _ = scores.shape
+    column = sinks.float().view(kv_heads, group, 1, 1).expand(-1, -1, queries, 1)
+    return torch.cat((scores, column), -1).softmax(-1)[..., :-1]
 
 
 def _hidden(position: int, first: int, context: int, window: int | None, prefix: int, device: torch.device) -> Tensor:

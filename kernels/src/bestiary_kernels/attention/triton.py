@@ -70,12 +70,13 @@ def paged_attention(
     visible: Tensor | None = None,
     causal: bool = True,
     ranges: Tensor | None = None,
+    sinks: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """As the reference, into `out` if that is given."""
     out = q.new_empty(*q.shape[:2], v_cache.shape[3]) if out is None else out
     batch = (block_tables, query_starts, context_lens)
-    over_pages(q, k_cache, v_cache, *batch, scale, out, window, softcap, slopes, visible, causal, ranges)
+    over_pages(q, k_cache, v_cache, *batch, scale, out, window, softcap, slopes, visible, causal, ranges, sinks)
     return out
 
 
@@ -94,6 +95,7 @@ def over_pages(
     visible: Tensor | None = None,
     causal: bool = True,
     ranges: Tensor | None = None,
+    sinks: Tensor | None = None,
 ) -> None:
     """Attention over caches [blocks, Hk, B, D] into `out`; without values a key's first numbers are its value."""
     tokens, q_heads, width = q.shape
@@ -115,13 +117,14 @@ def over_pages(
     # Beginning takes as long as a tile of keys or two, and what is written and read again as long as reading as much.
     over = 2 + 8 * rows * values // (tile.keys * (width + (0 if v_cache is None else values)) * k_cache.itemsize)
     starts, lengths = query_starts.contiguous(), context_lens.contiguous()
+    sinks = None if sinks is None else sinks.contiguous()
     given = (None if x is None else x.contiguous() for x in (slopes, visible, ranges))
     v = k_cache if v_cache is None else v_cache
     sizes = (plan.reach, plan.extra, plan.fill, plan.base)
     shape = {"EVEN": plan.is_even, "GROUP": group, "HEADS": plan.heads, "PAGE": page, "VALUES": values, "OVER": over}
     shape |= {"BLOCK_Q": plan.queries, "BLOCK_N": tile.keys, "BLOCK_V": _power(values), "BLOCK_S": _counted(sequences)}
     attend[(plan.programs, plan.columns)](
-        q, k_cache, v, out, parts, sums, block_tables.contiguous(), starts, lengths, *given,
+        q, k_cache, v, out, parts, sums, block_tables.contiguous(), starts, lengths, *given, sinks,
         q.stride()[:2], k_cache.stride()[:3], v.stride()[:3], out.stride()[:2],
         # Weights are powers of 2; what is capped is divided first.
         scale * _LOG2E if softcap is None else scale / softcap, None if softcap is None else softcap * _LOG2E, window,
@@ -132,7 +135,7 @@ def over_pages(
     )  # fmt: skip
     if plan.is_cut:
         join[(plan.joined, plan.columns, plan.joiners)](
-            parts, sums, out, starts, lengths, out.stride()[:2], tokens, sequences, pages, *sizes, plan.programs,
+            parts, sums, out, starts, lengths, sinks, out.stride()[:2], tokens, sequences, pages, *sizes, plan.programs,
             **shape, num_warps=max(1, _power(values) // 128),
         )  # fmt: skip
 

@@ -15,6 +15,7 @@ from bestiary_kernels.attention.sweep.triton import sweep
 
 __all__ = ["attend", "join"]
 
+_LOG2E = tl.constexpr(1.4426950408889634)
 #: Partial results that a merging program reads at a time.
 _JOINED = tl.constexpr(16)
 
@@ -52,7 +53,7 @@ def _pieces(x, real, CUT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constex
 @triton.jit
 def _piece(
     sequence, begin, queries, context, tile, first_piece, end_piece, all_pieces, slot,
-    q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges,
+    q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges, sinks,
     q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
     EVEN: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, FOLDS: tl.constexpr,
     GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
@@ -91,6 +92,11 @@ def _piece(
     v = tl.arange(0, BLOCK_V)
     mask = real[:, None] & (v < VALUES)[None, :]
     if end_piece - first_piece == all_pieces:
+        if sinks is not None:
+            sink = tl.load(sinks + head, mask=real, other=0.0).to(tl.float32) * _LOG2E
+            top = tl.maximum(largest, sink)
+            fade = tl.exp2(largest - top)
+            weight, mixed = weight * fade + tl.exp2(sink - top), mixed * fade[:, None]
         mixed /= tl.where(weight == 0, 1.0, weight)[:, None]  # what sees no key gets zeros
         at = out + token * out_strides[0] + head * out_strides[1]
         tl.store(at[:, None] + v[None, :], mixed.to(out.dtype.element_ty), mask=mask)
@@ -104,7 +110,7 @@ def _piece(
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "blocks", "pages", "reach", "extra", "fill", "base", "window"])
 def attend(
-    q, k_cache, v_cache, out, parts, sums, tables, starts, lengths, slopes, visible, ranges,
+    q, k_cache, v_cache, out, parts, sums, tables, starts, lengths, slopes, visible, ranges, sinks,
     q_strides, k_strides, v_strides, out_strides, scale, softcap, window,
     tokens, sequences, blocks, pages, reach, extra, fill, base,
     EVEN: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, FOLDS: tl.constexpr,
@@ -133,7 +139,7 @@ def attend(
                     slot = 2 * program + (piece == 0).to(tl.int32)
                     _piece(
                         sequence, begin, queries, context, tile, piece, end_piece, tiles, slot,
-                        q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges,
+                        q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges, sinks,
                         q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
                         EVEN, CAUSAL, SHARED, SPLIT, FOLDS, GROUP, HEADS, PAGE, WIDTH, CUT, VALUES,
                         BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
@@ -155,7 +161,7 @@ def attend(
             tile = (queries - 1) // BLOCK_Q - inner // splits  # those with the most keys begin first
             _piece(
                 sequence, begin, queries, context, tile, inner % splits, inner % splits + 1, splits, slot + inner,
-                q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges,
+                q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges, sinks,
                 q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
                 EVEN, CAUSAL, SHARED, SPLIT, FOLDS, GROUP, HEADS, PAGE, WIDTH, CUT, VALUES,
                 BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
@@ -164,13 +170,15 @@ def attend(
 
 @triton.jit
 def _join(
-    first, stop, slot, row, parts, sums, ROWS: tl.constexpr, VALUES: tl.constexpr, BLOCK_V: tl.constexpr,
+    first, stop, slot, row, sink, parts, sums, ROWS: tl.constexpr, VALUES: tl.constexpr, BLOCK_V: tl.constexpr,
     STEP: tl.constexpr,
 ):  # fmt: skip
-    """One row of the partial results in the slot, and in every so many-th from `first` on."""
+    """One row of the partial results in the slot, and in every so many-th from `first` on; a sink is one more."""
     v = tl.arange(0, BLOCK_V)
     largest = tl.full((), -3.0e38, tl.float32)
     weight = tl.full((), 0.0, tl.float32)
+    if sink is not None:
+        largest, weight = sink.to(tl.float32) * _LOG2E, weight + 1.0
     mixed = tl.full((BLOCK_V,), 0.0, tl.float32)
     for begun in range(first, stop, _JOINED):
         piece = begun + tl.arange(0, _JOINED)
@@ -191,7 +199,7 @@ def _join(
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "pages", "reach", "extra", "fill", "base", "programs"])
 def join(
-    parts, sums, out, starts, lengths, out_strides, tokens, sequences, pages, reach, extra, fill, base, programs,
+    parts, sums, out, starts, lengths, sinks, out_strides, tokens, sequences, pages, reach, extra, fill, base, programs,
     EVEN: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, VALUES: tl.constexpr,
     OVER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -225,6 +233,9 @@ def join(
     for row in range(tl.program_id(2), ROWS, tl.num_programs(2)):
         query, member = tile * BLOCK_Q + row // HEADS, head_tile * HEADS + row % HEADS
         if (query < queries) & (member < GROUP):
-            mixed = _join(first, stop, slot, row, parts, sums, ROWS, VALUES, BLOCK_V, STEP)
+            sink = None
+            if sinks is not None:
+                sink = tl.load(sinks + kv_head * GROUP + member)
+            mixed = _join(first, stop, slot, row, sink, parts, sums, ROWS, VALUES, BLOCK_V, STEP)
             at = out + (begin + query).to(tl.int64) * out_strides[0] + (kv_head * GROUP + member) * out_strides[1]
             tl.store(at + v, mixed.to(out.dtype.element_ty), mask=v < VALUES)
