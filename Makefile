@@ -72,13 +72,15 @@ sanitize: $(VENV)/.tools
 GPU_PYTHON ?= $(PYTHON)
 GPU := build/gpu
 GPU_JOBS ?= 12
+GPU_DRAWS ?= 25
+GPU_SECONDS ?= 90
 gpu:
 	rm -rf $(GPU) && mkdir -p $(GPU)/wheels
 	printf '%s\n' $(addprefix ./,$(DISTS) $(ZOO)) | xargs -P $(GPU_JOBS) -n 1 $(GPU_PYTHON) -m pip wheel --quiet \
 		--no-index --no-deps --no-build-isolation --wheel-dir $(GPU)/wheels
 	$(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --target $(GPU)/site $(wildcard gpu-wheels/*.whl) $(GPU)/wheels/*.whl
-	PYTHONPATH=$(GPU)/site:. $(GPU_PYTHON) -m kernels.tests.grid --device cuda --draws 25 --jobs $(GPU_JOBS)
-	PYTHONPATH=$(GPU)/site $(GPU_PYTHON) tests/on_gpu.py --jobs $(GPU_JOBS) --seconds 90
+	PYTHONPATH=$(GPU)/site:. $(GPU_PYTHON) -m kernels.tests.grid --device cuda --draws $(GPU_DRAWS) --jobs $(GPU_JOBS)
+	PYTHONPATH=$(GPU)/site $(GPU_PYTHON) tests/on_gpu.py --jobs $(GPU_JOBS) --seconds $(GPU_SECONDS)
 	cd benchmarks && PYTHONPATH=../$(GPU)/site $(GPU_PYTHON) -m gpu
 
 gpu-wheels: $(BIN)/python
