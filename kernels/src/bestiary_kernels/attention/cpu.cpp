@@ -88,38 +88,43 @@ template <class T> struct Attention {
     }
 
     // For many rows, values that are not whole vectors of floats become so once.
-    SEPARATE void weigh(const Item& item, int count, const Rows& chunk, const T* const* next, Space& space) const {
+    SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         constexpr int step = Values<T>::step;
         const int64_t width = call.value_width, padded = space.padded;
         if (item.rows <= VALUE_ROWS || (step == W && width == padded))
-            return weigh_tile<T, true>(item.rows, space.scores, chunk.v, next, count, space.sums, width, padded);
+            return weigh_tile<T, true>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
+        Ahead<float> nothing;
         for (int begin = 0; begin < count; begin += W) {
             const int tokens = smaller(W, count - begin);
             const float* rows[W];
+            ahead.keep_up_with(0, int(tokens * width));
             for (int t = 0; t < tokens; ++t) {
                 float* const to = space.values + t * padded;
                 for (int64_t d = 0; d < width; d += step) {
-                    ask_for(next[begin + t], d, step);
                     Floats v[step / W];
                     Values<T>::take(chunk.v[begin + t] + d, int(width - d), v);
                     for (int i = 0; i < step / W; ++i) store(to + d + i * W, v[i]);
                 }
                 rows[t] = to;
             }
-            weigh_tile<float, false>(item.rows, space.scores + begin, rows, rows, tokens, space.sums, padded, padded);
+            weigh_tile<float, false>(item.rows, space.scores + begin, rows, nothing, tokens, space.sums, padded,
+                                     padded);
         }
     }
 
+    // The values come next, unless they are the beginning of the keys' rows.
     SEPARATE void score(const Item& item, int count, const Rows& chunk, Space& space) const {
+        Ahead<T> ahead(chunk.v, v_cache == k_cache ? 0 : count, call.value_width), nothing;
         if (item.rows <= FEW_ROWS) {
             for (int t = 0; t < count; t += W)
                 for (int64_t row = 0; row < item.rows; row += R)
-                    score_few((const Floats*)(space.q + row * space.padded_units), chunk.k + t,
-                              (row ? chunk.k : chunk.v) + t, call.width, scale, space.scores + row * CHUNK + t);
+                    score_few((const Floats*)(space.q + row * space.padded_units), chunk.k + t, call.width, scale,
+                              space.scores + row * CHUNK + t, row ? nothing : ahead);
             return;
         }
         for (int t = 0; t < count; t += PAIR) {
-            turn_keys(chunk.k + t, chunk.v + t, call.width, space.turned);
+            ahead.keep_up_with(0, int(PAIR * call.width));
+            turn_keys(chunk.k + t, call.width, space.turned);
             score_tile<T>(item.rows, space.q, space.padded_units, space.turned, space.units, scale, space.scores + t);
         }
     }
@@ -135,7 +140,7 @@ template <class T> struct Attention {
         for (int t = 0; t < count; t += W) store(scores + t, load(scores + t) + (load(biases + t) - base[0]));
     }
 
-    void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, const T* const* next, Space& space) const {
+    void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         const int count = int(smaller<int64_t>(CHUNK, item.end - begin));
         score(item, count, chunk, space);
         for (int64_t row = 0; row < item.rows; ++row) {
@@ -146,7 +151,7 @@ template <class T> struct Attention {
             soften(scores, int(seen.begin < 0 ? 0 : smaller<int64_t>(seen.begin, CHUNK)),
                    int(seen.end < 0 ? 0 : seen.end), space.running[row], sums, space.padded);
         }
-        weigh(item, count, chunk, next, space);
+        weigh(item, count, chunk, ahead, space);
     }
 
     // A row that saw no key has a total of 0, and gets zeros.
@@ -177,14 +182,15 @@ template <class T> struct Attention {
         if (!reserve(space)) return false;
         if (item.begin < item.end) {
             find_rows(item, item.begin, space.chunks[0]);
-            for (int t = 0; t < W; ++t) ask_for(space.chunks[0].k[t], 0, int(call.width));
+            Ahead<T>(space.chunks[0].k, W, call.width).keep_up_with(0, int(W * call.width));
         }
         begin_tile(item, space);
         int turn = 0;
         for (int64_t begin = item.begin; begin < item.end; begin += CHUNK, turn ^= 1) {
-            const bool last = begin + CHUNK >= item.end;
-            if (!last) find_rows(item, begin + CHUNK, space.chunks[turn ^ 1]);
-            meet_chunk(item, begin, space.chunks[turn], last ? space.chunks[turn].v : space.chunks[turn ^ 1].k, space);
+            Rows& next = space.chunks[turn ^ 1];
+            const int left = int(smaller<int64_t>(CHUNK, item.end - begin - CHUNK));
+            if (left > 0) find_rows(item, begin + CHUNK, next);
+            meet_chunk(item, begin, space.chunks[turn], Ahead<T>(next.k, left > 0 ? left : 0, call.width), space);
         }
         end_tile(item, space);
         return true;

@@ -16,13 +16,35 @@ constexpr int STEP = 16;         // units that a row's storage is rounded up to
 // Rows whose accumulators stay in registers: 32 vector registers on AVX-512, 16 elsewhere.
 constexpr int SCORE_ROWS = W == 16 ? 8 : 4;
 
-// Asks memory for `count` numbers from d on of a row of the next chunk while this one's are read, place by place: pages
-// lie anywhere, so that the hardware's own prefetch stops at each one's end, and asking for many at once would fill the
-// queue. A line is asked for once.
-template <class T> inline void ask_for(const T* row, int64_t d, int count) {
-    if (count * sizeof(T) < 64 && d * sizeof(T) % 64) return;
-    for (size_t at = 0; at < count * sizeof(T); at += 64) __builtin_prefetch((const char*)(row + d) + at);
-}
+// Asks memory for the rows that come next while others are read: pages lie anywhere, so that the hardware's own
+// prefetch stops at each one's end. A line at a time between arithmetic, for many at once would fill the queue and hold
+// up the loads; and in the order in which they lie, whatever the order of reading.
+template <class T> struct Ahead {
+    const T* const* rows;
+    int left;  // rows
+    int64_t row_bytes;
+    const char *at, *end;
+
+    Ahead() : rows(nullptr), left(0), row_bytes(0), at(nullptr), end(nullptr) {}
+    Ahead(const T* const* rows, int count, int64_t width)
+        : rows(rows), left(count), row_bytes(width * int64_t(sizeof(T))), at(nullptr), end(nullptr) {}
+
+    void ask() {
+        if (at >= end) {
+            if (!left) return;
+            --left;
+            at = (const char*)*rows++;
+            end = at + row_bytes;
+        }
+        __builtin_prefetch(at);
+        at += 64;
+    }
+    // For as many lines as `count` numbers from d on of a row begin.
+    void keep_up_with(int64_t d, int count) {
+        if (count * sizeof(T) < 64 && d * sizeof(T) % 64) return;
+        for (size_t done = 0; done < count * sizeof(T); done += 64) ask();
+    }
+};
 
 // Four numbers, again and again.
 inline Floats load_fours(const float* from) {
@@ -118,14 +140,14 @@ inline void turn_fours(Floats keys[R]) {
 // The scores of R rows and four keys as they lie; q[four][row][unit of four]. The lanes of a sum are four parts of each
 // row's score.
 template <class T>
-inline Floats score_four(const Floats* q, const T* const* k_rows, const T* const* next, int64_t width) {
+inline Floats score_four(const Floats* q, const T* const* k_rows, int64_t width, Ahead<T>& ahead) {
     constexpr int four = 4 * Dot<T>::per_unit;
     Floats sums[4] = {};
     int64_t d = 0;
     for (; d + 4 * four <= width; d += 4 * four, q += 4)
-        meet_fours<T, 4>(q, [&](int t) { return ask_for(next[t], d, 4 * four), k_rows[t] + d; }, sums);
+        meet_fours<T, 4>(q, [&](int t) { return ahead.keep_up_with(d, 4 * four), k_rows[t] + d; }, sums);
     for (; d + four <= width; d += four, ++q)
-        meet_fours<T, 1>(q, [&](int t) { return ask_for(next[t], d, four), k_rows[t] + d; }, sums);
+        meet_fours<T, 1>(q, [&](int t) { return ahead.keep_up_with(d, four), k_rows[t] + d; }, sums);
     if (d < width) {
         T rest[4][four] = {};
         for (int t = 0; t < 4; ++t) memcpy(rest[t], k_rows[t] + d, size_t(width - d) * sizeof(T));
@@ -136,23 +158,23 @@ inline Floats score_four(const Floats* q, const T* const* k_rows, const T* const
 
 // scores[row][key] of R rows and W keys.
 template <class T>
-SEPARATE void score_few(const Floats* q, const T* const* k_rows, const T* const* next, int64_t width, float scale,
-                        float* scores) {
+SEPARATE void score_few(const Floats* q, const T* const* k_rows, int64_t width, float scale, float* scores,
+                        Ahead<T>& to_come) {
+    Ahead<T> ahead = to_come;
     Floats keys[R];
-    for (int i = 0; i < R; ++i) keys[i] = score_four(q, k_rows + 4 * i, next + 4 * i, width);
+    for (int i = 0; i < R; ++i) keys[i] = score_four(q, k_rows + 4 * i, width, ahead);
+    to_come = ahead;
     turn_fours(keys);
     for (int r = 0; r < R; ++r) store(scores + r * CHUNK, keys[r] * scale);
 }
 
 // keys_units[unit][half][lane] of PAIR keys; the lanes of absent keys hold whatever their row pointer shows.
-template <class T>
-SEPARATE void turn_keys(const T* const* k_rows, const T* const* next, int64_t width, Floats* turned) {
+template <class T> SEPARATE void turn_keys(const T* const* k_rows, int64_t width, Floats* turned) {
     constexpr int step = W * Dot<T>::per_unit;
     for (int half = 0; half < 2; ++half) {
         for (int64_t d = 0; d < width; d += step) {
             Floats rows[W];
             const int n = int(smaller<int64_t>(step, width - d));
-            for (int i = 0; i < W; ++i) ask_for(next[half * W + i], d, step);
             if (n == step)
 #pragma GCC unroll 16
                 for (int i = 0; i < W; ++i) rows[i] = Dot<T>::load_units(k_rows[half * W + i] + d);

@@ -49,15 +49,16 @@ template <class T> int64_t padded_sums(int64_t width) {
 
 // One block of sums, whose values have n numbers left.
 template <class T, int rows, int vectors, bool asks>
-void weigh_block(const float* weights, const T* const* v_rows, const T* const* next, int64_t d, int n, int tokens,
+void weigh_block(const float* weights, const T* const* v_rows, Ahead<T>& to_come, int64_t d, int n, int tokens,
                  float* sums, int64_t padded) {
     constexpr int step = Values<T>::step;
     Floats held[rows][vectors];
+    Ahead<T> ahead = to_come;
     for (int r = 0; r < rows; ++r)
         for (int c = 0; c < vectors; ++c) held[r][c] = load(sums + r * padded + d + c * W);
     for (int t = 0; t < tokens; ++t) {
         Floats v[vectors];
-        if (asks) ask_for(next[t], d, vectors * W);
+        if (asks) ahead.keep_up_with(d, vectors * W);
 #pragma GCC unroll 4
         for (int c = 0; c < vectors * W; c += step) Values<T>::take(v_rows[t] + d + c, n - c, v + c / W);
 #pragma GCC unroll 4
@@ -65,39 +66,40 @@ void weigh_block(const float* weights, const T* const* v_rows, const T* const* n
 #pragma GCC unroll 4
             for (int c = 0; c < vectors; ++c) held[r][c] += v[c] * weights[r * CHUNK + t];
     }
+    if (asks) to_come = ahead;
     for (int r = 0; r < rows; ++r)
         for (int c = 0; c < vectors; ++c) store(sums + r * padded + d + c * W, held[r][c]);
 }
 
 template <class T, int rows, bool asks>
-void weigh_rows(const float* weights, const T* const* v_rows, const T* const* next, int tokens, float* sums,
+void weigh_rows(const float* weights, const T* const* v_rows, Ahead<T>& ahead, int tokens, float* sums,
                 int64_t width, int64_t padded) {
     constexpr int step = Values<T>::step, most = VALUE_VECTORS * W;
     int64_t d = 0;
     for (; d + most <= width; d += most)
-        weigh_block<T, rows, VALUE_VECTORS, asks>(weights, v_rows, next, d, most, tokens, sums, padded);
+        weigh_block<T, rows, VALUE_VECTORS, asks>(weights, v_rows, ahead, d, most, tokens, sums, padded);
     for (; d + step <= width; d += step)
-        weigh_block<T, rows, step / W, asks>(weights, v_rows, next, d, step, tokens, sums, padded);
+        weigh_block<T, rows, step / W, asks>(weights, v_rows, ahead, d, step, tokens, sums, padded);
     if (d < width)
-        weigh_block<T, rows, step / W, asks>(weights, v_rows, next, d, int(width - d), tokens, sums, padded);
+        weigh_block<T, rows, step / W, asks>(weights, v_rows, ahead, d, int(width - d), tokens, sums, padded);
 }
 
-// sums[row][padded] += weights[row][token] * v_rows[token][width]; where it asks, for the rows of `next`.
+// sums[row][padded] += weights[row][token] * v_rows[token][width]; where it asks, for what is ahead.
 template <class T, bool asks>
-void weigh_tile(int rows, const float* weights, const T* const* v_rows, const T* const* next, int tokens, float* sums,
+void weigh_tile(int rows, const float* weights, const T* const* v_rows, Ahead<T>& ahead, int tokens, float* sums,
                 int64_t width, int64_t padded) {
     for (bool first = asks; rows >= VALUE_ROWS; rows -= VALUE_ROWS, first = false) {
         if (first)
-            weigh_rows<T, VALUE_ROWS, asks>(weights, v_rows, next, tokens, sums, width, padded);
+            weigh_rows<T, VALUE_ROWS, asks>(weights, v_rows, ahead, tokens, sums, width, padded);
         else
-            weigh_rows<T, VALUE_ROWS, false>(weights, v_rows, next, tokens, sums, width, padded);
+            weigh_rows<T, VALUE_ROWS, false>(weights, v_rows, ahead, tokens, sums, width, padded);
         weights += VALUE_ROWS * CHUNK;
         sums += VALUE_ROWS * padded;
     }
     switch (rows) {
-        case 3: return weigh_rows<T, 3, asks>(weights, v_rows, next, tokens, sums, width, padded);
-        case 2: return weigh_rows<T, 2, asks>(weights, v_rows, next, tokens, sums, width, padded);
-        case 1: return weigh_rows<T, 1, asks>(weights, v_rows, next, tokens, sums, width, padded);
+        case 3: return weigh_rows<T, 3, asks>(weights, v_rows, ahead, tokens, sums, width, padded);
+        case 2: return weigh_rows<T, 2, asks>(weights, v_rows, ahead, tokens, sums, width, padded);
+        case 1: return weigh_rows<T, 1, asks>(weights, v_rows, ahead, tokens, sums, width, padded);
     }
 }
 
