@@ -36,8 +36,8 @@ template <class T> struct Attention {
     bool reserve(Space& space) const {
         constexpr int64_t per = Dot<T>::per_unit;
         space.units = (call.width + per - 1) / per;
-        space.padded_units = (space.units + W - 1) / W * W;
-        space.padded = (call.value_width + W - 1) / W * W;
+        space.padded_units = (space.units + STEP - 1) / STEP * STEP;
+        space.padded = padded_sums<T>(call.value_width);
         const int64_t turned = 2 * space.padded_units * W, q_size = TILE * space.padded_units;
         const int64_t sums = TILE * space.padded, values = W * space.padded;
         float* memory = (float*)scratch(size_t(turned + q_size + sums + values + TILE * CHUNK) * sizeof(float));
@@ -50,14 +50,22 @@ template <class T> struct Attention {
         return true;
     }
 
+    // Query rows lie one after another, or as `score_few` reads them.
     void begin_tile(const Item& item, Space& space) const {
-        constexpr int per = Dot<T>::per_unit;
+        constexpr int64_t per = Dot<T>::per_unit;
+        const bool few = item.rows <= FEW_ROWS;
+        const int64_t next_four = few ? W : 4;
+        if (few) memset(space.q, 0, size_t(FEW_ROWS * space.padded_units) * sizeof(float));
         for (int64_t row = 0; row < item.rows; ++row) {
             const int64_t token = token_of(item, row);
             const T* const from = q + token * call.q_stride + head_of(item, row) * call.width;
-            for (int64_t u = 0; u < space.units; ++u)
-                space.q[row * space.padded_units + u] =
-                    Dot<T>::unit(from + u * per, int(smaller<int64_t>(per, call.width - u * per)));
+            float* to = space.q + (few ? row / R * R * space.padded_units + row % R * 4 : row * space.padded_units);
+            for (int64_t d = 0; d < call.width; d += 4 * per, to += next_four) {
+                const int n = int(smaller<int64_t>(4 * per, call.width - d));
+                T four[4 * per] = {};
+                memcpy(four, from + d, size_t(n) * sizeof(T));
+                for (int u = 0; u < 4; ++u) to[u] = Dot<T>::unit(four + u * per);
+            }
             space.running[row] = Running{Floats{}, -__builtin_inff()};
             space.seen[row] = keys_of(call, tables, item.sequence, token);
         }
@@ -79,29 +87,45 @@ template <class T> struct Attention {
         for (int t = count; t < CHUNK; ++t) rows.k[t] = rows.k[count - 1], rows.v[t] = rows.v[count - 1];
     }
 
-    // Asks memory for rows of the next chunk: pages lie anywhere, so that the hardware's own prefetch stops at each
-    // one's end. A few at a time between arithmetic; all at once would fill the queue and hold up the loads.
-    void ask_for(const T* const* rows, int count, int64_t width) const {
-        const int64_t row_bytes = width * int64_t(sizeof(T));
-        for (int t = 0; t < count; ++t)
-            for (int64_t at = 0; at < row_bytes; at += 64) __builtin_prefetch((const char*)rows[t] + at);
-    }
-
-    // Values for many rows, or such that whole vectors would reach past a row, are widened once and read from there.
-    SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Space& space) const {
-        const bool fits = space.padded <= call.v_stride;
-        const bool as_they_lie = fits && (sizeof(T) == sizeof(float) || item.rows <= VALUE_ROWS);
-        if (as_they_lie) return weigh_tile(item.rows, space.scores, chunk.v, count, space.sums, space.padded);
+    // For many rows, values that are not whole vectors of floats become so once.
+    SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
+        constexpr int step = Values<T>::step;
+        const int64_t width = call.value_width, padded = space.padded;
+        if (item.rows <= VALUE_ROWS || (step == W && width == padded))
+            return weigh_tile<T, true>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
+        Ahead<float> nothing;
         for (int begin = 0; begin < count; begin += W) {
             const int tokens = smaller(W, count - begin);
             const float* rows[W];
+            ahead.keep_up_with(0, int(tokens * width));
             for (int t = 0; t < tokens; ++t) {
-                float* const to = space.values + t * space.padded;
-                over_vectors(call.value_width,
-                             [&](int64_t d, int n) { store(to + d, load_up_to(chunk.v[begin + t] + d, n)); });
+                float* const to = space.values + t * padded;
+                for (int64_t d = 0; d < width; d += step) {
+                    Floats v[step / W];
+                    Values<T>::take(chunk.v[begin + t] + d, int(width - d), v);
+                    for (int i = 0; i < step / W; ++i) store(to + d + i * W, v[i]);
+                }
                 rows[t] = to;
             }
-            weigh_tile(item.rows, space.scores + begin, rows, tokens, space.sums, space.padded);
+            weigh_tile<float, false>(item.rows, space.scores + begin, rows, nothing, tokens, space.sums, padded,
+                                     padded);
+        }
+    }
+
+    // The values come next, unless they are the beginning of the keys' rows.
+    SEPARATE void score(const Item& item, int count, const Rows& chunk, Space& space) const {
+        Ahead<T> ahead(chunk.v, v_cache == k_cache ? 0 : count, call.value_width), nothing;
+        if (item.rows <= FEW_ROWS) {
+            for (int t = 0; t < count; t += W)
+                for (int64_t row = 0; row < item.rows; row += R)
+                    score_few((const Floats*)(space.q + row * space.padded_units), chunk.k + t, call.width, scale,
+                              space.scores + row * CHUNK + t, row ? nothing : ahead);
+            return;
+        }
+        for (int t = 0; t < count; t += PAIR) {
+            ahead.keep_up_with(0, int(PAIR * call.width));
+            turn_keys(chunk.k + t, call.width, space.turned);
+            score_tile<T>(item.rows, space.q, space.padded_units, space.turned, space.units, scale, space.scores + t);
         }
     }
 
@@ -116,13 +140,9 @@ template <class T> struct Attention {
         for (int t = 0; t < count; t += W) store(scores + t, load(scores + t) + (load(biases + t) - base[0]));
     }
 
-    void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, const Rows& next, Space& space) const {
+    void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         const int count = int(smaller<int64_t>(CHUNK, item.end - begin));
-        for (int t = 0; t < count; t += PAIR) {
-            ask_for(next.k + t, PAIR, call.width);
-            turn_keys(chunk.k + t, call.width, space.turned);
-            score_tile<T>(item.rows, space.q, space.padded_units, space.turned, space.units, scale, space.scores + t);
-        }
+        score(item, count, chunk, space);
         for (int64_t row = 0; row < item.rows; ++row) {
             const KeyRange seen{space.seen[row].begin - begin, smaller<int64_t>(space.seen[row].end - begin, count)};
             float *const scores = space.scores + row * CHUNK, *const sums = space.sums + row * space.padded;
@@ -131,9 +151,7 @@ template <class T> struct Attention {
             soften(scores, int(seen.begin < 0 ? 0 : smaller<int64_t>(seen.begin, CHUNK)),
                    int(seen.end < 0 ? 0 : seen.end), space.running[row], sums, space.padded);
         }
-        // Values that are the beginning of the keys' rows have been asked for with them.
-        if (v_cache != k_cache) ask_for(next.v, CHUNK, call.value_width);
-        weigh(item, count, chunk, space);
+        weigh(item, count, chunk, ahead, space);
     }
 
     // A row that saw no key has a total of 0, and gets zeros.
@@ -145,7 +163,8 @@ template <class T> struct Attention {
 
     void end_tile(const Item& item, const Space& space) const {
         for (int64_t row = 0; row < item.rows; ++row) {
-            const float* const sums = space.sums + row * space.padded;
+            float* const sums = space.sums + row * space.padded;
+            Values<T>::put_in_order(sums, space.padded);
             const float total = sum_of(space.running[row].total);
             if (!item.partial) {
                 write_row(item, row, sums, total);
@@ -161,13 +180,17 @@ template <class T> struct Attention {
     bool run(const Item& item) const {
         Space space;
         if (!reserve(space)) return false;
+        if (item.begin < item.end) {
+            find_rows(item, item.begin, space.chunks[0]);
+            Ahead<T>(space.chunks[0].k, W, call.width).keep_up_with(0, int(W * call.width));
+        }
         begin_tile(item, space);
-        if (item.begin < item.end) find_rows(item, item.begin, space.chunks[0]);
         int turn = 0;
         for (int64_t begin = item.begin; begin < item.end; begin += CHUNK, turn ^= 1) {
-            const bool last = begin + CHUNK >= item.end;
-            if (!last) find_rows(item, begin + CHUNK, space.chunks[turn ^ 1]);
-            meet_chunk(item, begin, space.chunks[turn], space.chunks[last ? turn : turn ^ 1], space);
+            Rows& next = space.chunks[turn ^ 1];
+            const int left = int(smaller<int64_t>(CHUNK, item.end - begin - CHUNK));
+            if (left > 0) find_rows(item, begin + CHUNK, next);
+            meet_chunk(item, begin, space.chunks[turn], Ahead<T>(next.k, left > 0 ? left : 0, call.width), space);
         }
         end_tile(item, space);
         return true;
@@ -175,7 +198,7 @@ template <class T> struct Attention {
 
     // Joins the spans of a tile, which lie one after another from `first`, into the first span's sums.
     void join(const Item& first) const {
-        const int64_t stride = partial_width(call), padded = stride - 2;
+        const int64_t stride = partial_width(call), padded = padded_sums<T>(call.value_width);
         for (int64_t row = 0; row < first.rows; ++row) {
             float* const sums = first.partial + row * stride;
             float &largest = sums[padded], &total = sums[padded + 1];

@@ -4,7 +4,7 @@
 // of its rows sees, and no others are looked at. An item longer than its fair share leaves an unfinished sum.
 #pragma once
 
-#include "tile.hpp"
+#include "values.hpp"
 
 namespace {
 
@@ -96,7 +96,7 @@ template <class Visit> void over_tiles(const AttentionCall& call, const Tables& 
 }
 
 // Per query row of a partial: its sums, then its largest score and the total of its weights.
-inline int64_t partial_width(const AttentionCall& call) { return (call.value_width + W - 1) / W * W + 2; }
+inline int64_t partial_width(const AttentionCall& call) { return padded_sums<bf16>(call.value_width) + 2; }
 
 struct Plan {
     Item* items = nullptr;
