@@ -178,7 +178,8 @@ class Engine:
         )
         logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         seed = (seed + 2**63) % 2**64 - 2**63
-        return Answer(request, index, sequence, text, seed, logprobs)
+        row = Row(params, sequence.tokens, sequence.num_prompt, seed, request.end_ids)
+        return Answer(request, index, sequence, text, row, logprobs)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
         """End requests now, with what they have. Unknown and finished ids are passed over: an abort may come late."""
@@ -254,7 +255,7 @@ class Engine:
         if self.executor.pools is not None:
             row.num_vectors = entry.count if self.executor.pools == "all" else int(entry.samples)
         elif entry.samples:
-            row.sampling = Row(params, sequence.tokens, sequence.num_prompt, answer.seed, answer.request.end_ids)
+            row.sampling = answer.row
         row.adapter = self.adapters.slot(sequence.adapter)
         row.inputs, row.is_crossed = sequence.table.inputs, sequence.has_crossed
         if params.prompt_logprobs is not None and sequence.reads_prompt and entry.start < sequence.num_prompt:

@@ -14,6 +14,8 @@ from bestiary.scheduler import Sequence as Tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bestiary.sampling.sampler import Row
+
 __all__ = ["Answer", "Request", "seen_from_the_start"]
 
 
@@ -25,7 +27,8 @@ class Answer:
     index: int
     sequence: Tokens
     text: OutputText
-    seed: int
+    #: What the sampler knows of it.
+    row: "Row"
     logprobs: list[dict[int, Logprob]] | None
     #: What a model that pools has given so far, in chunks of the prompt's rows.
     vectors: list["Tensor"] = field(default_factory=list)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
+import msgspec
+
 from bestiary.adapters import Book, Entry
 from bestiary.cache import BlockTable, PagedCache
 
@@ -52,9 +54,8 @@ class Sequence:
         return len(self.tokens) - self.num_prompt
 
 
-@dataclass(slots=True, frozen=True)
-class Scheduled:
-    """`count` tokens of a sequence, from `start` on, run in the next step."""
+class Scheduled(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """`count` tokens of a sequence, from `start` on, run in the next step. Its sequence lets go of it when it lands."""
 
     sequence: Sequence
     start: int

@@ -1,8 +1,11 @@
-"""What a step asks of the model for each sequence, and what it finds. Knows neither requests nor tensors' places."""
+"""What a step asks of the model for each sequence, and what it finds. Knows neither requests nor tensors' places.
+
+Of these there are hundreds in a step: Python's garbage collector does not count them, since they never form a cycle.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
+import msgspec
 from torch import Tensor
 
 from bestiary.inputs import NOTHING, Inputs
@@ -11,8 +14,7 @@ from bestiary.sampling.sampler import Choice, Row, TopLogprobs
 __all__ = ["StepResult", "StepRow"]
 
 
-@dataclass(slots=True)
-class StepRow:
+class StepRow(msgspec.Struct, gc=False):
     """The next tokens of one sequence, from position `start` on, and where its cache is."""
 
     tokens: Sequence[int]
@@ -40,11 +42,10 @@ class StepRow:
         return alone and self.inputs.ends_before(self.start)
 
 
-@dataclass(slots=True)
-class StepResult:
+class StepResult(msgspec.Struct, gc=False):
     """What a step found for one row."""
 
     choice: Choice | None = None
-    prompt: list[TopLogprobs] = field(default_factory=list)
+    prompt: Sequence[TopLogprobs] = ()
     #: [num_vectors, width] float32, on the CPU
     vectors: Tensor | None = None

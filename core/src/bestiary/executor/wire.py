@@ -192,7 +192,9 @@ class Done(msgspec.Struct, tag=True):
     @classmethod
     def of(cls, number: int, results: Sequence[StepResult]) -> "Done":
         """Of results as the runner gives them."""
-        packed = [_Result(r.choice, r.prompt, None if r.vectors is None else _Tensor.of(r.vectors)) for r in results]
+        packed = [
+            _Result(r.choice, list(r.prompt), None if r.vectors is None else _Tensor.of(r.vectors)) for r in results
+        ]
         return cls(number, packed)
 
     def unpacked(self) -> list[StepResult]:

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from struct import pack
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -23,8 +24,7 @@ from bestiary.sampling.params import SamplingParams
 __all__ = ["Choice", "Row", "TopLogprobs", "choose", "sample", "top_logprobs", "uniform"]
 
 
-@dataclass(slots=True)
-class Row:
+class Row(msgspec.Struct, gc=False):
     """What the sampler knows of one row of logits."""
 
     params: SamplingParams
@@ -61,8 +61,7 @@ class TopLogprobs:
     rank: int
 
 
-@dataclass(slots=True)
-class Choice:
+class Choice(msgspec.Struct, gc=False):
     """The sampler's answer for one row. `token` is None where the logits were not numbers."""
 
     token: int | None

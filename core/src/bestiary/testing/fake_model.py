@@ -163,15 +163,14 @@ class FakeExecutor:
     def _result(self, row: StepRow) -> StepResult:
         result = StepResult()
         if row.prompt_logprobs is not None:
-            for place, successor in enumerate(row.successors, row.start + 1):
-                context = self._read(row, place)
-                is_nan = self._has_nan(context)
-                result.prompt.append(
-                    TopLogprobs([successor], [math.nan], 1) if is_nan else _logprobs(context, successor)
-                )
+            result.prompt = [self._of_prompt(row, place) for place in range(len(row.successors))]
         if row.sampling is not None:
             result.choice = self._choose(self._read(row, row.start + len(row.tokens)), row.sampling)
         return result
+
+    def _of_prompt(self, row: StepRow, place: int) -> TopLogprobs:
+        context, successor = self._read(row, row.start + place + 1), row.successors[place]
+        return TopLogprobs([successor], [math.nan], 1) if self._has_nan(context) else _logprobs(context, successor)
 
     def _has_nan(self, context: bytes) -> bool:
         return self._is_spoiled and _NAN in memoryview(context).cast("q")

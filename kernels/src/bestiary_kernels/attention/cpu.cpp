@@ -33,6 +33,20 @@ template <class T> struct Attention {
     int64_t token_of(const Item& item, int64_t row) const {
         return tables.query_starts[item.sequence] + (item.first_row + row) / group();
     }
+    // A row's largest score and total before it meets a key: its sink, or nothing. Biases are measured as by `add_biases`.
+    Running nothing_seen(const Item& item, int64_t row) const {
+        Running running{Floats{}, -__builtin_inff()};
+        if (!call.sinks) return running;
+        running.largest = number_of(call.sinks, head_of(item, row), call.sinks_are_bf16);
+        running.total[0] = 1.0f;
+        if (call.slopes) {
+            float base[W];
+            const KeyRange seen = keys_of(call, tables, item.sequence, token_of(item, row));
+            Slope(call.slopes, head_of(item, row), call.slopes_are_bf16).biases(seen.end - 1, 1, base);
+            running.largest -= base[0];
+        }
+        return running;
+    }
     bool reserve(Space& space) const {
         constexpr int64_t per = Dot<T>::per_unit;
         space.units = (call.width + per - 1) / per;
@@ -66,7 +80,8 @@ template <class T> struct Attention {
                 memcpy(four, from + d, size_t(n) * sizeof(T));
                 for (int u = 0; u < 4; ++u) to[u] = Dot<T>::unit(four + u * per);
             }
-            space.running[row] = Running{Floats{}, -__builtin_inff()};
+            // Of a tile that is cut, whoever joins it adds the sinks.
+            space.running[row] = item.partial ? Running{Floats{}, -__builtin_inff()} : nothing_seen(item, row);
             space.seen[row] = keys_of(call, tables, item.sequence, token);
         }
         memset(space.sums, 0, size_t(item.rows * space.padded) * sizeof(float));
@@ -91,13 +106,14 @@ template <class T> struct Attention {
     SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         constexpr int step = Values<T>::step;
         const int64_t width = call.value_width, padded = space.padded;
-        if (item.rows <= VALUE_ROWS || (step == W && width == padded))
+        if (item.rows <= FEW_ROWS)
             return weigh_tile<T, true>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
+        if (step == W && width == padded)
+            return weigh_tile<T, false>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
         Ahead<float> nothing;
         for (int begin = 0; begin < count; begin += W) {
             const int tokens = smaller(W, count - begin);
             const float* rows[W];
-            ahead.keep_up_with(0, int(tokens * width));
             for (int t = 0; t < tokens; ++t) {
                 float* const to = space.values + t * padded;
                 for (int64_t d = 0; d < width; d += step) {
@@ -114,8 +130,8 @@ template <class T> struct Attention {
 
     // The values come next, unless they are the beginning of the keys' rows.
     SEPARATE void score(const Item& item, int count, const Rows& chunk, Space& space) const {
-        Ahead<T> ahead(chunk.v, v_cache == k_cache ? 0 : count, call.value_width), nothing;
         if (item.rows <= FEW_ROWS) {
+            Ahead<T> ahead(chunk.v, v_cache == k_cache ? 0 : count, call.value_width), nothing;
             for (int t = 0; t < count; t += W)
                 for (int64_t row = 0; row < item.rows; row += R)
                     score_few((const Floats*)(space.q + row * space.padded_units), chunk.k + t, call.width, scale,
@@ -123,7 +139,6 @@ template <class T> struct Attention {
             return;
         }
         for (int t = 0; t < count; t += PAIR) {
-            ahead.keep_up_with(0, int(PAIR * call.width));
             turn_keys(chunk.k + t, call.width, space.turned);
             score_tile<T>(item.rows, space.q, space.padded_units, space.turned, space.units, scale, space.scores + t);
         }
@@ -210,6 +225,13 @@ template <class T> struct Attention {
                 for (int64_t d = 0; d < padded; d += W) store(sums + d, load(sums + d) * keep + load(other + d) * add);
                 total = total * keep[0] + other[padded + 1] * add[0];
                 largest = top;
+            }
+            const Running sink = nothing_seen(first, row);
+            if (call.sinks) {
+                const float top = sink.largest > largest ? sink.largest : largest;
+                const Floats keep = exp_of(splat(largest - top));
+                for (int64_t d = 0; d < padded; d += W) store(sums + d, load(sums + d) * keep);
+                total = total * keep[0] + exp_of(splat(sink.largest - top))[0];
             }
             write_row(first, row, sums, total);
         }

@@ -9,7 +9,7 @@ from bestiary_kernels import library
 
 __all__ = ["attention"]
 
-_CALL = Struct("19qd")  # AttentionCall in plan.hpp
+_CALL = Struct("21qd")  # AttentionCall in plan.hpp
 
 
 def attention(
@@ -49,8 +49,8 @@ def attention(
         or k_stride[1:] != (block_size * width, width, 1)
         or v_stride[1:] != (block_size * v_width, v_width, 1)
         or not (out is None or out.is_contiguous())
-        or sinks is not None
         or not (slopes is None or (slopes.dtype in library.IS_BF16 and slopes.is_contiguous()))
+        or not (sinks is None or (sinks.dtype in library.IS_BF16 and sinks.is_contiguous()))
         or not (visible is None or _is_dense_int32(visible))
         or not (ranges is None or _is_dense_int32(ranges))
     ):
@@ -75,6 +75,8 @@ def attention(
             0 if ranges is None else ranges.data_ptr(),
             0 if slopes is None else slopes.data_ptr(),
             slopes is not None and slopes.dtype is torch.bfloat16,
+            0 if sinks is None else sinks.data_ptr(),
+            sinks is not None and sinks.dtype is torch.bfloat16,
             softcap or 0.0,
         ),
     )

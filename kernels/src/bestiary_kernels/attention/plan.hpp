@@ -18,6 +18,8 @@ struct AttentionCall {
     const int32_t *visible, *ranges;
     const void* slopes;
     int64_t slopes_are_bf16;
+    const void* sinks;  // a score of each head that has no value
+    int64_t sinks_are_bf16;
     double softcap;
 };
 

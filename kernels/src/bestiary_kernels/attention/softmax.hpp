@@ -28,6 +28,11 @@ SEPARATE void cap_scores(float* scores, int count, float cap) {
     for (int t = 0; t < count; t += W) store(scores + t, cap * tanh_of(load(scores + t) * share_of));
 }
 
+// One number of a table of either type.
+inline float number_of(const void* table, int64_t at, bool is_bf16) {
+    return is_bf16 ? to_float(((const bf16*)table)[at]) : ((const float*)table)[at];
+}
+
 // A head's ALiBi slope; its products with places are rounded as torch rounds them in the slopes' own type.
 struct Slope {
     float value = 0;
@@ -35,7 +40,7 @@ struct Slope {
 
     Slope() = default;
     Slope(const void* slopes, int64_t head, bool is_bf16)
-        : value(is_bf16 ? to_float(((const bf16*)slopes)[head]) : ((const float*)slopes)[head]), is_bf16(is_bf16) {}
+        : value(number_of(slopes, head, is_bf16)), is_bf16(is_bf16) {}
 
     static Floats rounded(Floats x) {
         bf16 halves[W];

@@ -15,8 +15,9 @@ from bestiary_kernels.attention.paged.triton import attend, join
 __all__ = ["over_pages", "paged_attention"]
 
 _LOG2E = 1.4426950408889634
-#: Times that cutting may fill the GPU: more would even out the end better, and spend more on beginnings.
-_WAVES = 8
+#: Times that cutting may fill the GPU: more would even out the end better, and spend more on beginnings. Where one
+#: program takes a whole multiprocessor, those that find nothing to do delay those that do.
+_WAVES, _WAVES_ALONE = 8, 2
 #: Most bytes of partial results.
 _WORKSPACE = 64 << 20
 #: Programs a multiprocessor that join what was cut, at most.
@@ -156,7 +157,7 @@ def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Ti
     if rows <= 32:
         return _Tile(rows, 32, 4, 5, 3 if rows == 16 else 2) if width > 128 else _Tile(rows, 64, 4, 3, 3)
     if rows > 128 and width <= 128 and tokens * group >= 256 * sequences:
-        return _Tile(256, 64, 8, 3, 1)
+        return _Tile(128, 128, 8, 3, 1)
     if rows > 64 and tokens * group >= 128 * sequences:
         return _Tile(128, 32, 8, 3, 1) if width > 128 else _Tile(128, 64, 8, 5, 1)
     return _Tile(64, 32, 8, 3, 1) if width > 128 else _Tile(64, 64, 4, 3, 2)
@@ -176,7 +177,8 @@ def _plan(
     # Cut tiles become fewer than two entries for each that cutting adds. Few tiles can be cut so that they fill the GPU
     # once; only of many it takes several times to come out even, and programs that find nothing to do cost time too.
     room = _WORKSPACE // (8 * columns * queries * heads * values)
-    extra = max(1, min(-(-_WAVES * tiles // fill) * fill, _WAVES * fill, room))
+    waves = _WAVES if tile.busy > 1 else _WAVES_ALONE
+    extra = max(1, min(-(-waves * tiles // fill) * fill, waves * fill, room))
     # One sequence with as many tiles is never cut.
     is_cut = reach > tile.keys and (is_even or not (sequences == 1 and -(-tokens // queries) >= extra))
     programs = fill if is_even else tiles + (extra if is_cut else 0)

@@ -14,8 +14,9 @@ __all__ = ["lora"]
 #: Rows up to which each has a program of its own.
 _FEW_ROWS = 128
 _TILE, _RANKS = 32, 16
-#: Inputs that one program of a single row adds up: more programs than rows, so that the device is not idle.
-_SPLIT = 1024
+#: Inputs that a program of a single row adds up at most, and outputs that it writes: more programs than rows, so that
+#: the device is not idle.
+_DEPTH, _COLUMNS = 512, 512
 
 
 @triton.jit
@@ -38,11 +39,10 @@ def _shrink_row(
     count,
     parts,
     most_rank,
-    SPLIT: tl.constexpr,
     RANKS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """inner[split, row, part, rank] = some inputs of x[row] . down[slot, part, rank]"""
+    """inner[split, row, part, rank] = DEPTH inputs of x[row] . down[slot, part, rank]"""
     row, split = tl.program_id(0), tl.program_id(2)
     blocks = tl.cdiv(most_rank, RANKS)
     part, first = tl.program_id(1) // blocks, tl.program_id(1) % blocks * RANKS
@@ -52,20 +52,15 @@ def _shrink_row(
     rank = _rank(ranks, slot, part, parts, most_rank)
     if first >= rank:
         return
-    r = first + tl.arange(0, RANKS)
-    at_x = x + row.to(tl.int64) * x_stride
+    r, k = first + tl.arange(0, RANKS), split * DEPTH + tl.arange(0, DEPTH)
     at_down = down + (((slot * parts + part) * most_rank + r) * inputs)[:, None]
-    sums = tl.zeros((RANKS, DEPTH), tl.float32)
-    for begin in range(split * SPLIT, tl.minimum(split * SPLIT + SPLIT, inputs), DEPTH):
-        k = begin + tl.arange(0, DEPTH)
-        v = tl.load(at_x + k, mask=k < inputs, other=0.0).to(tl.float32)
-        w = tl.load(at_down + k[None, :], mask=(r < rank)[:, None] & (k < inputs)[None, :], other=0.0)
-        sums += v[None, :] * w.to(tl.float32)
+    w = tl.load(at_down + k[None, :], mask=(r < rank)[:, None] & (k < inputs)[None, :], other=0.0)
+    v = tl.load(x + row.to(tl.int64) * x_stride + k, mask=k < inputs, other=0.0).to(tl.float32)
     to = inner + ((split.to(tl.int64) * rows + row) * parts + part) * most_rank + r
-    tl.store(to, tl.sum(sums, 1), mask=r < rank)
+    tl.store(to, tl.sum(v[None, :] * w.to(tl.float32), 1), mask=r < rank)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "splits"])
 def _expand_row(
     y,
     slots,
@@ -83,30 +78,30 @@ def _expand_row(
     splits,
     RANKS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SPLITS: tl.constexpr,
 ):
-    """Some columns of y[row] += the sum over splits of inner[split, row, part] . up[slot, :, columns]"""
-    row = tl.program_id(0).to(tl.int64)
+    """Some columns of a part of y[row] += the sum over splits of inner[split, row, part] . up[slot, :, columns]"""
+    row, blocks = tl.program_id(0).to(tl.int64), tl.cdiv(columns, COLUMNS)
+    part, block = tl.program_id(1) // blocks, tl.program_id(1) % blocks
     slot = tl.load(slots + row).to(tl.int64)
-    if (slot < 0) | (slot >= count):
+    begin, end = tl.load(starts + part) + block * COLUMNS, tl.minimum(tl.load(starts + part + 1), columns)
+    if (slot < 0) | (slot >= count) | (begin >= end):
         return
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    for part in range(parts):
-        begin, end = tl.load(starts + part), tl.load(starts + part + 1)
-        own = (column >= begin) & (column < tl.minimum(end, columns))
-        rank = tl.where(tl.sum(own.to(tl.int32), 0) > 0, _rank(ranks, slot, part, parts, most_rank), 0)
-        sums = tl.zeros((COLUMNS,), tl.float32)
-        for first in range(0, rank, RANKS):
-            r = first + tl.arange(0, RANKS)
-            v = tl.zeros((RANKS,), tl.float32)
-            for split in range(splits):
-                at = ((tl.cast(split, tl.int64) * rows + row) * parts + part) * most_rank + r
-                v += tl.load(inner + at, mask=r < rank, other=0.0)
-            at_up = up + ((slot * most_rank + r) * columns)[:, None] + column[None, :]
-            w = tl.load(at_up, mask=(r < rank)[:, None] & own[None, :], other=0.0)
-            sums += tl.sum(v[:, None] * w.to(tl.float32), 0)
-        own = own & (column < tl.where(rank > 0, end, 0))
-        to = y + row * y_stride + column.to(tl.int64) * y_step
-        tl.store(to, (tl.load(to, mask=own, other=0.0).to(tl.float32) + sums).to(y.dtype.element_ty), mask=own)
+    rank = _rank(ranks, slot, part, parts, most_rank)
+    if rank == 0:
+        return
+    # Nothing waits for the sum of what comes before it: all that a program reads is asked for at once.
+    column, split = begin + tl.arange(0, COLUMNS), tl.arange(0, SPLITS)
+    to = y + row * y_stride + column.to(tl.int64) * y_step
+    sums = tl.load(to, mask=column < end, other=0.0).to(tl.float32)
+    at_inner = inner + ((split.to(tl.int64) * rows + row) * parts + part)[:, None] * most_rank
+    for first in range(0, rank, RANKS):
+        r = first + tl.arange(0, RANKS)
+        at_up = up + ((slot * most_rank + r) * columns)[:, None] + column[None, :]
+        w = tl.load(at_up, mask=(r < rank)[:, None] & (column < end)[None, :], other=0.0)
+        v = tl.load(at_inner + r[None, :], mask=(split < splits)[:, None] & (r < rank)[None, :], other=0.0)
+        sums += tl.sum(tl.sum(v, 0)[:, None] * w.to(tl.float32), 0)
+    tl.store(to, sums.to(y.dtype.element_ty), mask=column < end)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -208,15 +203,16 @@ def lora(y: Tensor, x: Tensor, slots: Tensor, down: Tensor, up: Tensor, ranks: T
     x = x if x.stride(1) == 1 else x.contiguous()
     slots, down, up, ranks, starts = (t.contiguous() for t in (slots, down, up, ranks, starts))
     are_few = rows <= _FEW_ROWS
-    splits = triton.cdiv(inputs, _SPLIT) if are_few else 1
+    depth = min(_DEPTH, max(16, triton.next_power_of_2(inputs)))
+    splits = triton.cdiv(inputs, depth) if are_few else 1
     inner = torch.empty((splits, rows, parts, most_rank), dtype=torch.float32, device=y.device)
     shrunk = (x, slots, down, ranks, inner, rows, x.stride(0), inputs, count, parts, most_rank)
     expanded = (y, slots, up, ranks, starts, inner, rows, *y.stride(), columns, count, parts, most_rank)
     blocks = parts * triton.cdiv(most_rank, _RANKS)
     if are_few:
-        depth = min(256, max(16, triton.next_power_of_2(inputs)))
-        _shrink_row[(rows, blocks, splits)](*shrunk, SPLIT=_SPLIT, RANKS=_RANKS, DEPTH=depth)
-        _expand_row[(rows, triton.cdiv(columns, 256))](*expanded, splits, RANKS=_RANKS, COLUMNS=256)
+        shape = {"RANKS": _RANKS, "COLUMNS": _COLUMNS, "SPLITS": triton.next_power_of_2(splits)}
+        _shrink_row[(rows, blocks, splits)](*shrunk, RANKS=_RANKS, DEPTH=depth)
+        _expand_row[(rows, parts * triton.cdiv(columns, _COLUMNS))](*expanded, splits, **shape)
     else:
         tiles = triton.cdiv(rows, _TILE)
         depth = 256 // x.element_size()

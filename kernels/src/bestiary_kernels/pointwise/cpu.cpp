@@ -1,5 +1,5 @@
 // Sums and products of single numbers: x + y, x + sigmoid(gate) y, and x times a factor, softly capped.
-#include "../attention/tile.hpp"  // tanh_of
+#include "../attention/softmax.hpp"  // tanh_of
 
 namespace {
 
