@@ -157,7 +157,7 @@ def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Ti
     if rows <= 32:
         return _Tile(rows, 32, 4, 5, 3 if rows == 16 else 2) if width > 128 else _Tile(rows, 64, 4, 3, 3)
     if rows > 128 and width <= 128 and tokens * group >= 256 * sequences:
-        return _Tile(128, 128, 8, 3, 1)
+        return _Tile(256, 64, 8, 3, 1) if tokens >= 4096 * sequences else _Tile(128, 128, 8, 3, 1)
     if rows > 64 and tokens * group >= 128 * sequences:
         return _Tile(128, 32, 8, 3, 1) if width > 128 else _Tile(128, 64, 8, 5, 1)
     return _Tile(64, 32, 8, 3, 1) if width > 128 else _Tile(64, 64, 4, 3, 2)
