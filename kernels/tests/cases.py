@@ -16,6 +16,20 @@ def assert_rounds_to(actual: Tensor, expected: Tensor, steps: float = 1.0, floor
     torch.testing.assert_close(actual.float(), expected.float(), rtol=relative, atol=floor)
 
 
+def assert_weighs(actual: Tensor, expected: Tensor, sizes: Tensor, floor: float = 1e-5) -> None:
+    """Attention as `assert_rounds_to`; of bfloat16 each weight may be rounded too, by 2^-8 of itself.
+
+    `sizes` is the attention over the values' sizes: as much as such errors can add up to.
+    """
+    assert actual.dtype is expected.dtype and actual.shape == expected.shape
+    if actual.dtype is torch.float32:
+        assert_rounds_to(actual, expected, floor=floor)
+        return
+    allowed = floor + 2.0**-7 * expected.float().abs() + 2.0**-8 * sizes.float()
+    off = (actual.float() - expected.float()).abs()
+    assert bool((off <= allowed).all()), f"{(off / allowed).max():.3g} times what is allowed"
+
+
 @dataclass
 class Batch:
     """The arguments of paged_attention for sequences of (query_len, context_len)."""

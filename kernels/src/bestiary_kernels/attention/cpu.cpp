@@ -53,7 +53,7 @@ template <class T> struct Attention {
         space.padded_units = (space.units + STEP - 1) / STEP * STEP;
         space.padded = padded_sums<T>(call.value_width);
         const int64_t turned = 2 * space.padded_units * W, q_size = TILE * space.padded_units;
-        const int64_t sums = TILE * space.padded, values = W * space.padded;
+        const int64_t sums = TILE * space.padded, values = CHUNK / 2 * space.padded;
         float* memory = (float*)scratch(size_t(turned + q_size + sums + values + TILE * CHUNK) * sizeof(float));
         if (!memory) return false;
         space.turned = (Floats*)memory;
@@ -102,12 +102,15 @@ template <class T> struct Attention {
         for (int t = count; t < CHUNK; ++t) rows.k[t] = rows.k[count - 1], rows.v[t] = rows.v[count - 1];
     }
 
-    // For many rows, values that are not whole vectors of floats become so once.
+    // For many rows, values become once what they are met as.
     SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         constexpr int step = Values<T>::step;
         const int64_t width = call.value_width, padded = space.padded;
         if (item.rows <= FEW_ROWS)
             return weigh_tile<T, true>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
+        if (Pairs<T>::known)
+            return Pairs<T>::weigh(int(item.rows), space.scores, chunk.v, count, space.sums, width, padded,
+                                   space.values);
         if (step == W && width == padded)
             return weigh_tile<T, false>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
         Ahead<float> nothing;

@@ -103,4 +103,70 @@ void weigh_tile(int rows, const float* weights, const T* const* v_rows, Ahead<T>
     }
 }
 
+// Tiles of many rows meet the values of two keys at once, where the machine multiplies pairs: their weights are rounded to
+// bfloat16 first, as torch and FlashAttention do it. Few rows wait for memory, and keep theirs whole.
+template <class T> struct Pairs {
+    static constexpr bool known = false;
+    static void weigh(int, float*, const T* const*, int, float*, int64_t, int64_t, float*) {}
+};
+
+#if defined(__AVX512BF16__)
+template <> struct Pairs<bf16> {
+    static constexpr bool known = true;
+    static constexpr int rows_held = 6;  // with four vectors of sums each and what they meet: 29 registers
+
+    // Number by number the values of two keys, in the order of `Values`: to[pair of keys][padded].
+    static void join(const bf16* const* v_rows, int tokens, int64_t width, int64_t padded, float* to) {
+        constexpr int step = Values<bf16>::step;
+        for (int t = 0; t < tokens; t += 2)
+            for (int64_t d = 0; d < padded; d += step, to += step) {
+                const int n = int(smaller<int64_t>(width - d, step));
+                const Words a = Values<bf16>::words(v_rows[t] + d, n), b = Values<bf16>::words(v_rows[t + 1] + d, n);
+                store(to, (Floats)((a & 0xffffu) | (b << 16)));
+                store(to + W, (Floats)((a >> 16) | (b & 0xffff0000u)));
+            }
+    }
+    // A row's weights become pairs of bfloat16, in the first half of their place.
+    static void round(float* weights) {
+        for (int t = 0; t < CHUNK; t += 2 * W) {
+            const __m512bh two = _mm512_cvtne2ps_pbh((__m512)load(weights + t + W), (__m512)load(weights + t));
+            store(weights + t / 2, (Floats)two);
+        }
+    }
+    template <int rows, int vectors>
+    static void block(const float* weights, const float* values, int pairs, float* sums, int64_t padded) {
+        Floats held[rows][vectors];
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < vectors; ++c) held[r][c] = load(sums + r * padded + c * W);
+        for (int p = 0; p < pairs; ++p, values += padded) {
+            Floats v[vectors];
+#pragma GCC unroll 4
+            for (int c = 0; c < vectors; ++c) v[c] = load(values + c * W);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+                for (int c = 0; c < vectors; ++c)
+                    held[r][c] = Dot<bf16>::multiply_add(v[c], weights[r * CHUNK + p], held[r][c]);
+        }
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < vectors; ++c) store(sums + r * padded + c * W, held[r][c]);
+    }
+    // sums[row][padded] += weights[row][token] * v_rows[token][width]; `memory` holds CHUNK / 2 rows of values.
+    static void weigh(int rows, float* weights, const bf16* const* v_rows, int tokens, float* sums, int64_t width,
+                      int64_t padded, float* memory) {
+        join(v_rows, tokens, width, padded, memory);
+        const int pairs = (tokens + 1) / 2;
+        for (int r = 0; r < rows; ++r) round(weights + r * CHUNK);
+        for (; rows > 0; rows -= rows_held, weights += rows_held * CHUNK, sums += rows_held * padded)
+            with_known(smaller(rows, rows_held), [&](auto known) {
+                constexpr int count = decltype(known)::rows;
+                int64_t d = 0;
+                for (; d + 4 * W <= padded; d += 4 * W)
+                    block<count, 4>(weights, memory + d, pairs, sums + d, padded);
+                if (d < padded) block<count, 2>(weights, memory + d, pairs, sums + d, padded);
+            });
+    }
+};
+#endif
+
 }  // namespace
