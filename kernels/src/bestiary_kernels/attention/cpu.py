@@ -49,10 +49,8 @@ def attention(
         or k_stride[1:] != (block_size * width, width, 1)
         or v_stride[1:] != (block_size * v_width, v_width, 1)
         or not (out is None or out.is_contiguous())
-        or not (slopes is None or (slopes.dtype in library.IS_BF16 and slopes.is_contiguous()))
-        or not (sinks is None or (sinks.dtype in library.IS_BF16 and sinks.is_contiguous()))
-        or not (visible is None or _is_dense_int32(visible))
-        or not (ranges is None or _is_dense_int32(ranges))
+        or not all(x is None or (x.dtype in library.IS_BF16 and x.is_contiguous()) for x in (slopes, sinks))
+        or not all(x is None or (x.dtype is torch.int32 and x.is_contiguous()) for x in (visible, ranges))
     ):
         return None
     if out is None:
@@ -83,7 +81,3 @@ def attention(
     if failed:
         library.fail("paged_attention", failed)
     return out
-
-
-def _is_dense_int32(tensor: Tensor) -> bool:
-    return tensor.dtype is torch.int32 and tensor.is_contiguous()
