@@ -10,7 +10,7 @@ from torch.nn import functional
 from bestiary_kernels import add_rms_norm, cache_write, latent_attention, library, rotary
 from bestiary_kernels.latent import _operator, _write_operator
 
-from .cases import Batch, assert_rounds_to, paged_batch
+from .cases import Batch, assert_weighs, paged_batch
 
 DTYPES = [torch.float32, torch.bfloat16]
 MIX = [(1, 33), (20, 20), (0, 12), (7, 41), (1, 1)]
@@ -45,7 +45,9 @@ def test_one_row_is_key_and_value_of_all_heads(backend: str, dtype: torch.dtype)
         mask = token <= token[context - queries :, None]
         keys, values = rows.expand(6, -1, -1), rows[:, :VALUES].expand(6, -1, -1)
         expected = functional.scaled_dot_product_attention(q, keys, values, mask, scale=batch.scale)
-        assert_rounds_to(y[start : start + queries], expected.transpose(0, 1).to(dtype))
+        sizes = functional.scaled_dot_product_attention(q, keys, values.abs(), mask, scale=batch.scale)
+        both = (attended.transpose(0, 1).to(dtype) for attended in (expected, sizes))
+        assert_weighs(y[start : start + queries], *both)
 
 
 def test_out_receives_the_result(backend: str) -> None:

@@ -106,8 +106,10 @@ template <class T> struct Attention {
     SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         constexpr int step = Values<T>::step;
         const int64_t width = call.value_width, padded = space.padded;
-        if (item.rows <= FEW_ROWS)
+        if (item.rows <= FEW_ROWS) {
+            for (int64_t row = 0; row < item.rows; ++row) Pairs<T>::round_alone(space.scores + row * CHUNK);
             return weigh_tile<T, true>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
+        }
         if (Pairs<T>::known)
             return Pairs<T>::weigh(int(item.rows), space.scores, chunk.v, count, space.sums, width, padded,
                                    space.values);

@@ -103,10 +103,12 @@ void weigh_tile(int rows, const float* weights, const T* const* v_rows, Ahead<T>
     }
 }
 
-// Tiles of many rows meet the values of two keys at once, where the machine multiplies pairs: their weights are rounded to
-// bfloat16 first, as torch and FlashAttention do it. Few rows wait for memory, and keep theirs whole.
+// Tiles of many rows meet the values of two keys at once, where the machine multiplies pairs: weights are rounded to bfloat16
+// first, as torch and FlashAttention do it. Those of few rows are too, and the product adds the upper half of a pair before
+// the lower one: so a row comes out the same to the bit, whatever its company.
 template <class T> struct Pairs {
     static constexpr bool known = false;
+    static void round_alone(float*) {}
     static void weigh(int, float*, const T* const*, int, float*, int64_t, int64_t, float*) {}
 };
 
@@ -115,22 +117,28 @@ template <> struct Pairs<bf16> {
     static constexpr bool known = true;
     static constexpr int rows_held = 6;  // with four vectors of sums each and what they meet: 29 registers
 
-    // Number by number the values of two keys, in the order of `Values`: to[pair of keys][padded].
+    // Number by number the values of two keys, the first one's above, in the order of `Values`: to[pair of keys][padded].
     static void join(const bf16* const* v_rows, int tokens, int64_t width, int64_t padded, float* to) {
         constexpr int step = Values<bf16>::step;
         for (int t = 0; t < tokens; t += 2)
             for (int64_t d = 0; d < padded; d += step, to += step) {
                 const int n = int(smaller<int64_t>(width - d, step));
                 const Words a = Values<bf16>::words(v_rows[t] + d, n), b = Values<bf16>::words(v_rows[t + 1] + d, n);
-                store(to, (Floats)((a & 0xffffu) | (b << 16)));
-                store(to + W, (Floats)((a >> 16) | (b & 0xffff0000u)));
+                store(to, (Floats)((b & 0xffffu) | (a << 16)));
+                store(to + W, (Floats)((b >> 16) | (a & 0xffff0000u)));
             }
     }
     // A row's weights become pairs of bfloat16, in the first half of their place.
     static void round(float* weights) {
         for (int t = 0; t < CHUNK; t += 2 * W) {
             const __m512bh two = _mm512_cvtne2ps_pbh((__m512)load(weights + t + W), (__m512)load(weights + t));
-            store(weights + t / 2, (Floats)two);
+            store(weights + t / 2, (Floats)_mm512_rol_epi32((__m512i)two, 16));
+        }
+    }
+    static void round_alone(float* weights) {
+        for (int t = 0; t < CHUNK; t += W) {
+            const __m256bh halves = _mm512_cvtneps_pbh((__m512)load(weights + t));
+            store(weights + t, (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)halves), 16));
         }
     }
     template <int rows, int vectors>

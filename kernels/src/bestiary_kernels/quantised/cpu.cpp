@@ -3,7 +3,7 @@
 // A weight lies in blocks of 64 outputs, in each the inputs two by two (a step). Of int8 a step is [64][2] bytes; of int4
 // it is 32 words of four codes: code j of word 2 c + i is that of output 16 j + c and input i. A tile of some steps is
 // widened where the first cache keeps it, and all rows take turns over it: memory is read once, and only the codes.
-// The sums' order and places of rounding are the same whatever the number of rows.
+// Products are exact in float32 and so are the sums' order and places of rounding the same whatever the number of rows.
 #include "../simd.hpp"
 
 namespace {
@@ -47,11 +47,10 @@ template <> struct Codes<4> {
 };
 
 // How weights of a step meet x: in float32 one input after the other.
-template <class T, int bits> struct Meeting {
-    typedef Floats Operand, Sum;
+template <class T> struct Meeting {
+    typedef Floats Operand;
     static constexpr int PARTS = 2;
-    static constexpr bool ROUNDS = false;  // x becomes whole numbers
-    static void widen_step(const char* at, Operand* to) {
+    template <int bits> static void widen_step(const char* at, Operand* to) {
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; ++v) Codes<bits>::take(at, v, to[v], to[VECTORS + v]);
     }
@@ -59,17 +58,14 @@ template <class T, int bits> struct Meeting {
     static Input input(const T* x, int part) { return to_float(x[part]); }
     static Operand spread(Input x) { return splat(x); }
     static Floats add(Floats sum, Operand w, Operand x) { return sum + w * x; }
-    static Floats floats(Sum sum) { return sum; }
 };
 
 #if defined(__AVX512BF16__)
 // Both inputs at once, as bfloat16, which holds every code exactly.
-template <int bits> struct Meeting<bf16, bits> {
+template <> struct Meeting<bf16> {
     typedef __m512bh Operand;
-    typedef Floats Sum;
     static constexpr int PARTS = 1;
-    static constexpr bool ROUNDS = false;
-    static void widen_step(const char* at, Operand* to) {
+    template <int bits> static void widen_step(const char* at, Operand* to) {
         if constexpr (bits == 8) {
 #pragma GCC unroll 4
             for (int v = 0; v < VECTORS; ++v)
@@ -97,56 +93,11 @@ template <int bits> struct Meeting<bf16, bits> {
     static Input input(const bf16* x, int) { return read_as<int>(x); }
     static Operand spread(Input x) { return (Operand)_mm512_set1_epi32(x); }
     static Floats add(Floats sum, Operand w, Operand x) { return (Floats)_mm512_dpbf16_ps((__m512)sum, w, x); }
-    static Floats floats(Sum sum) { return sum; }
 };
 #endif
 
-// Few rows meet int8 as whole numbers, which takes a third of the operations: x in 16 bits of the largest in a tile, far
-// finer than bfloat16. A tile adds up 64 products of that and of 127 at most, so that no sum overflows.
-template <class T, int bits> struct Few {
-    static constexpr bool known = false;
-    typedef Meeting<T, bits> How;
-};
-
-#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
-struct Whole {
-    typedef __m512i Operand, Sum;
-    static constexpr int PARTS = 1;
-    static constexpr bool ROUNDS = true;
-    static constexpr float MOST = 32767.0f;
-    static void widen_step(const char* at, Operand* to) {
-#pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; ++v) to[v] = _mm512_cvtepi8_epi16(read_as<__m256i>(at + v * 32));
-    }
-    typedef int Input;
-    static Operand spread(Input x) { return _mm512_set1_epi32(x); }
-    static Sum add(Sum sum, Operand w, Operand x) { return _mm512_dpwssd_epi32(sum, w, x); }
-    static Floats floats(Sum sum) { return (Floats)_mm512_cvtepi32_ps(sum); }
-
-    // to[n] = x / scale, and the scale, which is no number where one of x is not.
-    static float round(const bf16* x, int64_t n, int16_t* to) {
-        Floats top{}, odd{};
-        over_vectors(n, [&](int64_t i, int count) {
-            const Floats v = load_up_to(x + i, count);
-            top = larger(top, v < 0.0f ? -v : v);
-            odd += v - v;
-        });
-        const float largest = largest_of(top), times = largest > 0 ? MOST / largest : 0.0f;
-        over_vectors(n, [&](int64_t i, int count) {
-            const __m512i whole = _mm512_cvtps_epi32((__m512)(load_up_to(x + i, count) * times));
-            _mm256_mask_storeu_epi16(to + i, __mmask16((1u << count) - 1), _mm512_cvtepi32_epi16(whole));
-        });
-        return largest / MOST + sum_of(odd);
-    }
-};
-
-template <> struct Few<bf16, 8> {
-    static constexpr bool known = true;
-    typedef Whole How;
-};
-#endif
-
-template <class T, int bits, class How = Meeting<T, bits>> struct Product {
+template <class T, int bits> struct Product {
+    typedef Meeting<T> How;
     typedef typename How::Operand Operand;
     typedef typename How::Input Input;
     static constexpr int STEP_OPERANDS = How::PARTS * VECTORS;
@@ -163,7 +114,7 @@ template <class T, int bits, class How = Meeting<T, bits>> struct Product {
         template <int> void take(int64_t step, int, int, Operand* w) const {
             const char* const here = at + step * Codes<bits>::BYTES;
             for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(here + AHEAD + line);
-            How::widen_step(here, w);
+            How::template widen_step<bits>(here, w);
         }
     };
 
@@ -188,18 +139,15 @@ template <class T, int bits, class How = Meeting<T, bits>> struct Product {
     Input* inputs = nullptr;      // x by groups of rows, in each [steps, parts, rows], where it is not read as it is
     float* partial = nullptr;     // [blocks, pieces, rows, 64], where there are several pieces
     int32_t* finished = nullptr;  // pieces of each block
-    float* x_scales = nullptr;    // [rows, tiles], where x is rounded
 
-    int64_t packed_groups() const { return (rows + ROWS - 1) / ROWS; }
-    int64_t tiles() const { return (steps + TILE - 1) / TILE; }
     int64_t span() const { return bits == 8 ? TILE : smaller<int64_t>(TILE, call.group / 2); }
 
     // sums[row] += scales * (x[row] . tile) over some steps that have their scales in common.
     template <int some, class Source, class From>
-    void add_span(Source source, From from, int64_t n, const float* scales, const float* of_x, float* sums) const {
+    void add_span(Source source, From from, int64_t n, const float* scales, float* sums) const {
         constexpr int wide = wide_for(some);
         for (int first = 0; first < VECTORS; first += wide) {
-            typename How::Sum local[some][wide] = {};
+            Floats local[some][wide] = {};
             for (int64_t step = 0; step < n; ++step)
                 for (int part = 0; part < How::PARTS; ++part) {
                     Operand w[wide];
@@ -214,23 +162,20 @@ template <class T, int bits, class How = Meeting<T, bits>> struct Product {
             for (int r = 0; r < some; ++r)
                 for (int c = 0; c < wide; ++c) {
                     float* const sum = sums + r * COLUMNS + (first + c) * W;
-                    Floats scale = load(scales + (first + c) * W);
-                    if constexpr (How::ROUNDS) scale *= of_x[r * tiles()];
-                    store(sum, load(sum) + How::floats(local[r][c]) * scale);
+                    store(sum, load(sum) + local[r][c] * load(scales + (first + c) * W));
                 }
         }
     }
 
     template <class Source, class From>
-    void add_rows(int64_t some, Source tile, From from, int64_t n, const float* scales, const float* of_x,
-                  float* sums) const {
+    void add_rows(int64_t some, Source tile, From from, int64_t n, const float* scales, float* sums) const {
         switch (some) {
-            case 1: return add_span<1>(tile, from, n, scales, of_x, sums);
-            case 2: return add_span<2>(tile, from, n, scales, of_x, sums);
-            case 3: return add_span<3>(tile, from, n, scales, of_x, sums);
-            case 4: return add_span<4>(tile, from, n, scales, of_x, sums);
-            case 5: return add_span<5>(tile, from, n, scales, of_x, sums);
-            case 6: return add_span<6>(tile, from, n, scales, of_x, sums);
+            case 1: return add_span<1>(tile, from, n, scales, sums);
+            case 2: return add_span<2>(tile, from, n, scales, sums);
+            case 3: return add_span<3>(tile, from, n, scales, sums);
+            case 4: return add_span<4>(tile, from, n, scales, sums);
+            case 5: return add_span<5>(tile, from, n, scales, sums);
+            case 6: return add_span<6>(tile, from, n, scales, sums);
         }
     }
 
@@ -254,51 +199,33 @@ template <class T, int bits, class How = Meeting<T, bits>> struct Product {
             if (rows <= DIRECT_ROWS) {
                 for (int64_t s = 0; s < spans; ++s) {
                     const int64_t step = s * width, n = smaller(width, end - first - step);
-                    const Direct codes{at + step * Codes<bits>::BYTES};
-                    const float *const own = scales + s * COLUMNS, *const of_x = x_scales + first / TILE;
-                    if constexpr (How::ROUNDS)
-                        add_rows(rows, codes, Packed{inputs + (first + step) * rows}, n, own, of_x, sums);
-                    else
-                        add_rows(rows, codes, Rows{x + 2 * (first + step), call.inputs}, n, own, of_x, sums);
+                    add_rows(rows, Direct{at + step * Codes<bits>::BYTES}, Rows{x + 2 * (first + step), call.inputs}, n, scales + s * COLUMNS, sums);
                 }
                 return;
             }
         for (int64_t step = first; step < end; ++step, at += Codes<bits>::BYTES) {
             for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(at + AHEAD + line);
-            How::widen_step(at, tile + (step - first) * STEP_OPERANDS);
+            How::template widen_step<bits>(at, tile + (step - first) * STEP_OPERANDS);
         }
-        const int64_t groups = packed_groups();
+        const int64_t groups = (rows + ROWS - 1) / ROWS;
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
             for (int64_t s = 0; s < spans; ++s) {
                 const int64_t step = s * width, n = smaller(width, end - first - step);
                 add_rows(some, Tile{tile + step * STEP_OPERANDS},
                          Packed{inputs + (row * steps + (first + step) * some) * How::PARTS}, n,
-                         scales + s * COLUMNS, x_scales + row * tiles() + first / TILE, sums + row * COLUMNS);
+                         scales + s * COLUMNS, sums + row * COLUMNS);
             }
         }
     }
 
-    // The rows of a group side by side, step after step.
     void pack(int64_t group) const {
-        const int64_t groups = packed_groups();
+        const int64_t groups = (rows + ROWS - 1) / ROWS;
         const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
         Input* to = inputs + row * steps * How::PARTS;
-        if constexpr (How::ROUNDS) {
-            for (int64_t r = 0; r < some; ++r)
-                for (int64_t first = 0; first < steps; first += TILE) {
-                    const int64_t n = smaller<int64_t>(TILE, steps - first);
-                    int16_t whole[2 * TILE];
-                    x_scales[(row + r) * tiles() + first / TILE] =
-                        How::round(x + (row + r) * call.inputs + 2 * first, 2 * n, whole);
-                    for (int64_t step = 0; step < n; ++step)
-                        to[(first + step) * some + r] = read_as<Input>(whole + 2 * step);
-                }
-        } else {
-            for (int64_t step = 0; step < steps; ++step)
-                for (int part = 0; part < How::PARTS; ++part)
-                    for (int64_t r = 0; r < some; ++r) *to++ = How::input(x + (row + r) * call.inputs + 2 * step, part);
-        }
+        for (int64_t step = 0; step < steps; ++step)
+            for (int part = 0; part < How::PARTS; ++part)
+                for (int64_t r = 0; r < some; ++r) *to++ = How::input(x + (row + r) * call.inputs + 2 * step, part);
     }
 
     void write_block(int64_t block, const float* sums) const {
@@ -324,10 +251,10 @@ template <class T, int bits, class How = Meeting<T, bits>> struct Product {
 
     void unit(int64_t number) const {
         alignas(64) float own[MOST_ROWS * COLUMNS];
-        const int64_t block = number / pieces, piece = number % pieces, all = tiles();
+        const int64_t block = number / pieces, piece = number % pieces, tiles = (steps + TILE - 1) / TILE;
         float* const sums = pieces == 1 ? own : partial + number * rows * COLUMNS;
         memset(sums, 0, size_t(rows) * COLUMNS * sizeof *sums);
-        for (int64_t tile = all * piece / pieces; tile < all * (piece + 1) / pieces; ++tile)
+        for (int64_t tile = tiles * piece / pieces; tile < tiles * (piece + 1) / pieces; ++tile)
             add_tile(block, tile * TILE, smaller(steps, (tile + 1) * TILE), sums);
         if (pieces == 1)
             write_block(block, sums);
@@ -337,30 +264,28 @@ template <class T, int bits, class How = Meeting<T, bits>> struct Product {
 
     // Few blocks are cut into pieces, so that every thread has its share; how many does not depend on the rows.
     int run() {
-        const int64_t wanted = 8 * omp_get_max_threads();
-        pieces = blocks < wanted ? smaller((wanted + blocks - 1) / blocks, tiles()) : 1;
-        const bool packs = How::PARTS > 1 || How::ROUNDS || rows > DIRECT_ROWS;
+        const int64_t wanted = 8 * omp_get_max_threads(), tiles = (steps + TILE - 1) / TILE;
+        pieces = blocks < wanted ? smaller((wanted + blocks - 1) / blocks, tiles) : 1;
+        const bool packs = How::PARTS > 1 || rows > DIRECT_ROWS;
         const int64_t num_inputs = packs ? rows * steps * How::PARTS : 0;
         const int64_t num_sums = pieces > 1 ? blocks * pieces * rows * COLUMNS : 0;
-        partial = (float*)scratch(size_t(num_inputs + num_sums + blocks + (How::ROUNDS ? rows * tiles() : 0)) * 4);
+        partial = (float*)scratch(size_t(num_inputs + num_sums + blocks) * 4);
         if (!partial) return NO_MEMORY;
         inputs = (Input*)(partial + num_sums);
         finished = (int32_t*)(inputs + num_inputs);
-        x_scales = (float*)(finished + blocks);
         memset(finished, 0, size_t(blocks) * sizeof *finished);
         const Product& all = *this;
-        if (packs) share(packed_groups(), 1, num_inputs > WORTH_SHARING / 8, [&](int64_t group) { all.pack(group); });
+        if (packs) share((rows + ROWS - 1) / ROWS, 1, num_inputs > WORTH_SHARING / 8, [&](int64_t group) { all.pack(group); });
         share(blocks * pieces, 1, blocks * steps * 2 * COLUMNS * rows > WORTH_SHARING,
               [&](int64_t number) { all.unit(number); });
         return OK;
     }
 };
 
-template <class T, int bits, class How = Meeting<T, bits>>
-int multiply(const QuantisedCall& call, const T* x, T* y, int64_t rows) {
+template <class T, int bits> int multiply(const QuantisedCall& call, const T* x, T* y, int64_t rows) {
     const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS;
     for (int64_t row = 0; row < rows; row += MOST_ROWS) {
-        Product<T, bits, How> product{call, x + row * call.inputs, y + row * call.outputs, smaller<int64_t>(MOST_ROWS, rows - row),
+        Product<T, bits> product{call, x + row * call.inputs, y + row * call.outputs, smaller<int64_t>(MOST_ROWS, rows - row),
                                  steps, blocks, 1};
         if (const int status = product.run()) return status;
     }
@@ -368,8 +293,6 @@ int multiply(const QuantisedCall& call, const T* x, T* y, int64_t rows) {
 }
 
 template <class T> int multiply_any(const QuantisedCall& call, const void* x, void* y, int64_t rows) {
-    if (call.bits == 8 && Few<T, 8>::known && rows <= DIRECT_ROWS)
-        return multiply<T, 8, typename Few<T, 8>::How>(call, (const T*)x, (T*)y, rows);
     return call.bits == 8 ? multiply<T, 8>(call, (const T*)x, (T*)y, rows)
                           : multiply<T, 4>(call, (const T*)x, (T*)y, rows);
 }
