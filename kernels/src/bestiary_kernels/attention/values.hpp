@@ -103,9 +103,9 @@ void weigh_tile(int rows, const float* weights, const T* const* v_rows, Ahead<T>
     }
 }
 
-// Tiles of many rows meet the values of two keys at once, where the machine multiplies pairs: weights are rounded to bfloat16
-// first, as torch and FlashAttention do it. Those of few rows are too, and the product adds the upper half of a pair before
-// the lower one: so a row comes out the same to the bit, whatever its company.
+// Tiles of many rows meet the values of two keys at once, where the machine multiplies pairs: weights are rounded to
+// bfloat16 first, as torch and FlashAttention do it. Those of few rows are too, and the product adds the upper half of a
+// pair before the lower one: so a row comes out the same to the bit, whatever its company.
 template <class T> struct Pairs {
     static constexpr bool known = false;
     static void round_alone(float*) {}
@@ -117,7 +117,7 @@ template <> struct Pairs<bf16> {
     static constexpr bool known = true;
     static constexpr int rows_held = 6;  // with four vectors of sums each and what they meet: 29 registers
 
-    // Number by number the values of two keys, the first one's above, in the order of `Values`: to[pair of keys][padded].
+    // Number by number the values of two keys, the first one's above, in the order of `Values`: to[pair][padded].
     static void join(const bf16* const* v_rows, int tokens, int64_t width, int64_t padded, float* to) {
         constexpr int step = Values<bf16>::step;
         for (int t = 0; t < tokens; t += 2)
