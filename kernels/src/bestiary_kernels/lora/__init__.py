@@ -24,8 +24,9 @@ def lora(
     what they give is rounded once, when it is added.
 
     Raises ValueError for shapes, dtypes or starts that do not fit, IndexError for a slot outside the adapters and for a
-    rank, of a slot in use, that is below 0 or above R; nothing is written then. On a GPU, which nobody asks, rows and
-    parts with such numbers stay as they are.
+    rank, of a slot in use, that is below 0 or above R; nothing is written then. Where no row has a slot, ranks and
+    starts are not looked at. On a GPU, which nobody asks, rows and parts with such numbers stay as they are, and no
+    starts lead outside y.
     """
     rows, columns = y_TN.shape
     slots, parts, most_rank, inputs = down_SPRK.shape

@@ -84,7 +84,8 @@ def _expand_row(
     row, blocks = tl.program_id(0).to(tl.int64), tl.cdiv(columns, COLUMNS)
     part, block = tl.program_id(1) // blocks, tl.program_id(1) % blocks
     slot = tl.load(slots + row).to(tl.int64)
-    begin, end = tl.load(starts + part) + block * COLUMNS, tl.minimum(tl.load(starts + part + 1), columns)
+    begin, end = tl.load(starts + part), tl.minimum(tl.load(starts + part + 1), columns)
+    begin = tl.minimum(tl.maximum(begin, 0), columns) + block * COLUMNS
     if (slot < 0) | (slot >= count) | (begin >= end):
         return
     rank = _rank(ranks, slot, part, parts, most_rank)
