@@ -57,7 +57,7 @@ def route(
     Raises ValueError for numbers and names that do not fit.
     """
     experts = logits_TE.shape[-1]
-    if logits_TE.dim() != 2 or experts % groups or not 1 <= top_groups <= groups:
+    if logits_TE.dim() != 2 or not 1 <= top_groups <= groups or experts % groups:
         raise ValueError(
             f"route: {tuple(logits_TE.shape)} logits cannot be {groups} groups of which {top_groups} count"
         )
