@@ -77,16 +77,16 @@ def route(
     if (on_gpu := gpu.kernels("moe", logits_TE)) is not None:
         found: tuple[Tensor, Tensor] = on_gpu.route(logits_TE, *numbers)
         return found
-    if _is_routable(logits_TE, bias_E):
-        return _native_route(logits_TE, *numbers)
+    kernels = library.native(logits_TE)
+    if kernels is not None and _is_routable(logits_TE, bias_E):
+        return _native_route(kernels, logits_TE, *numbers)
     return (_route_operator if library.is_traced(logits_TE) else reference.route)(logits_TE, *numbers)
 
 
 def _is_routable(logits: Tensor, bias: Tensor | None) -> bool:
     """Whether the C++ function knows the dtypes and layouts."""
     return (
-        library.native(logits) is not None
-        and logits.dtype in library.IS_BF16
+        logits.dtype in library.IS_BF16
         and logits.stride(1) == 1
         and logits.shape[1] <= _MOST_EXPERTS
         and (bias is None or (bias.dtype is torch.float32 and bias.is_contiguous()))
@@ -94,6 +94,7 @@ def _is_routable(logits: Tensor, bias: Tensor | None) -> bool:
 
 
 def _native_route(
+    kernels: library.Kernels,
     logits: Tensor,
     top_k: int,
     renormalise: bool,
@@ -106,13 +107,12 @@ def _native_route(
     group_by: str,
     jitter: float,
 ) -> tuple[Tensor, Tensor]:
-    kernels = library.native(logits)
     rows, experts = logits.shape
     weights = logits.new_empty((rows, top_k), dtype=torch.float32)
     chosen = logits.new_empty((rows, top_k), dtype=torch.int64)
     number = _LOGITS if softmax_last else SCORINGS.index(scoring)
     shape = (rows, experts, logits.stride(0), top_k, groups, top_groups, number)
-    failed = kernels.route(  # type: ignore[union-attr]
+    failed = kernels.route(
         library.IS_BF16[logits.dtype],
         logits.data_ptr(),
         None if bias is None else bias.data_ptr(),
