@@ -190,48 +190,18 @@ def _is_known(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts
     )
 
 
-@torch.library.custom_op("bestiary::route", mutates_args=())
-def _route_operator(
-    logits: Tensor,
-    top_k: int,
-    renormalise: bool,
-    scale: float,
-    groups: int,
-    top_groups: int,
-    softmax_last: bool,
-    scoring: str = "softmax",
-    bias: Tensor | None = None,
-    group_by: str = "best",
-    jitter: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    return reference.route(
-        logits, top_k, renormalise, scale, groups, top_groups, softmax_last, scoring, bias, group_by, jitter
-    )
+_route_operator = torch.library.custom_op("bestiary::route", mutates_args=())(reference.route)
 
 
 @_route_operator.register_fake
-def _route_shapes(
-    logits: Tensor,
-    top_k: int,
-    renormalise: bool,
-    scale: float,
-    groups: int,
-    top_groups: int,
-    softmax_last: bool,
-    scoring: str = "softmax",
-    bias: Tensor | None = None,
-    group_by: str = "best",
-    jitter: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+def _route_shapes(logits: Tensor, top_k: int, *_: object) -> tuple[Tensor, Tensor]:
     shape = (logits.shape[0], top_k)
     return logits.new_empty(shape, dtype=torch.float32), logits.new_empty(shape, dtype=torch.int64)
 
 
-@torch.library.custom_op("bestiary::moe", mutates_args=())
-def _operator(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor, act: str) -> Tensor:
-    return reference.moe(x, gate_up, down, weights, experts, act)
+_operator = torch.library.custom_op("bestiary::moe", mutates_args=())(reference.moe)
 
 
 @_operator.register_fake
-def _shape(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor, act: str) -> Tensor:
+def _shape(x: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape)
