@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary_kernels.activation.triton import activated
 from bestiary_kernels.moe.router.triton import route
 
 __all__ = ["moe", "route"]
@@ -57,20 +58,6 @@ def _tile(starts, tiles, columns, count, COUNT: tl.constexpr, ROWS: tl.constexpr
     return expert.to(tl.int64), first, end, within // size
 
 
-@triton.jit
-def _activated(x, KIND: tl.constexpr):
-    if KIND == "silu":
-        y = x / (1 + tl.exp(-x))
-    elif KIND == "gelu":
-        y = 0.5 * x * (1 + tl.math.erf(x * 0.7071067811865476))
-    elif KIND == "gelu_tanh":
-        # x (1 + tanh u) / 2 is x sigmoid(2u)
-        y = x / (1 + tl.exp(-1.5957691216057308 * (x + 0.044715 * x * x * x)))
-    else:
-        y = tl.where(x < 0, 0.0, x)  # a NaN is not below zero and stays
-    return y
-
-
 @triton.jit(do_not_specialize=["tiles"])
 def _hide(
     x,
@@ -112,7 +99,7 @@ def _hide(
         up = tl.load(at_up + k[:, None], mask=known, other=0.0)
         ups = tl.dot(v, up, ups, input_precision="ieee")
     rounded = hidden.dtype.element_ty
-    made = _activated(gates.to(rounded).to(tl.float32), KIND) * ups.to(rounded).to(tl.float32)
+    made = activated(gates.to(rounded).to(tl.float32), KIND) * ups.to(rounded).to(tl.float32)
     to = hidden + row.to(tl.int64)[:, None] * inner + line[None, :]
     tl.store(to, made.to(rounded), mask=(row < end)[:, None] & (line < inner)[None, :])
 
