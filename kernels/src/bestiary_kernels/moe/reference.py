@@ -76,6 +76,7 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tens
     """Return [T, D]: expert after expert over the tokens that chose it, added up in float32 and rounded once.
 
     In float32 this equals the eager experts of transformers' Mixtral; in bfloat16 theirs round after each expert.
+    Raises IndexError for an expert outside the weights.
     """
     chosen = experts.flatten()
     if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= len(gate_up)):

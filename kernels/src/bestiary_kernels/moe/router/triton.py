@@ -27,6 +27,7 @@ def _first_best(keys, index):
 
 @triton.jit
 def _scores(x, WAY: tl.constexpr):
+    """What logits are worth; those of sparsemixer, and of a softmax that comes last, are so already."""
     y = x
     if WAY == "sigmoid":
         y = 1 / (1 + tl.exp(-x))
@@ -38,6 +39,7 @@ def _scores(x, WAY: tl.constexpr):
 
 @triton.jit
 def _group_values(keys, index, BY_TWO: tl.constexpr):
+    """How good each group is: its best key, or the sum of its best two."""
     best = tl.max(keys, 1)
     if BY_TWO:
         first = tl.min(tl.where(keys == best[:, None], index, 2147483647), 1)
@@ -67,6 +69,11 @@ def _route(
     SIZE: tl.constexpr,
     TOP_K: tl.constexpr,
 ):
+    """The weights and experts of one token: weights[row, choice] and experts[row, choice].
+
+    `WAY` is a scoring, or "logits" where the softmax comes last. `threshold` is sparsemixer's: how far from the best an
+    expert counts. Members beyond a group's size have the numbers of the next group's: only `known` tells them apart.
+    """
     row = tl.program_id(0).to(tl.int64)
     group, member = tl.arange(0, GROUPS), tl.arange(0, SIZE)
     index = group[:, None] * size + member[None, :]
@@ -94,7 +101,7 @@ def _route(
             sizes = tl.where(sizes == 0.0, 1.0, sizes)
             # Correctly rounded: an expert may lie exactly at the threshold.
             off = tl.div_rn(tl.where(left, weight - scores, 0.0), sizes)
-            near = left & ((off > threshold) == 0)
+            near = left & ((off > threshold) == 0)  # NaN is near, as in the reference
             weight = 1 / tl.sum(tl.where(near, tl.exp(tl.where(near, scores - weight, 0.0)), 0.0))
         found = tl.where(choice == i, weight, found)
         who = tl.where(choice == i, expert, who)
