@@ -13,10 +13,13 @@ __all__ = ["lora"]
 
 #: Rows up to which each has a program of its own.
 _FEW_ROWS = 128
-_TILE, _RANKS = 32, 16
 #: Inputs that a program of a single row adds up at most, and outputs that it writes: more programs than rows, so that
 #: the device is not idle.
 _DEPTH, _COLUMNS = 512, 512
+#: Rows of a tile, and the outputs that a program writes of them.
+_TILE, _TILE_COLUMNS = 32, 64
+#: Ranks that a program takes at a time.
+_RANKS = 16
 
 
 @triton.jit
@@ -204,7 +207,7 @@ def lora(y: Tensor, x: Tensor, slots: Tensor, down: Tensor, up: Tensor, ranks: T
     x = x if x.stride(1) == 1 else x.contiguous()
     slots, down, up, ranks, starts = (t.contiguous() for t in (slots, down, up, ranks, starts))
     are_few = rows <= _FEW_ROWS
-    depth = min(_DEPTH, max(16, triton.next_power_of_2(inputs)))
+    depth = min(_DEPTH, max(16, triton.next_power_of_2(inputs))) if are_few else 256 // x.element_size()
     splits = triton.cdiv(inputs, depth) if are_few else 1
     inner = torch.empty((splits, rows, parts, most_rank), dtype=torch.float32, device=y.device)
     shrunk = (x, slots, down, ranks, inner, rows, x.stride(0), inputs, count, parts, most_rank)
@@ -215,7 +218,6 @@ def lora(y: Tensor, x: Tensor, slots: Tensor, down: Tensor, up: Tensor, ranks: T
         _shrink_row[(rows, blocks, splits)](*shrunk, RANKS=_RANKS, DEPTH=depth)
         _expand_row[(rows, parts * triton.cdiv(columns, _COLUMNS))](*expanded, splits, **shape)
     else:
-        tiles = triton.cdiv(rows, _TILE)
-        depth = 256 // x.element_size()
-        _shrink_tile[(tiles, blocks)](*shrunk, TILE=_TILE, RANKS=_RANKS, DEPTH=depth, num_stages=4)
-        _expand_tile[(tiles, triton.cdiv(columns, 64))](*expanded, TILE=_TILE, RANKS=_RANKS, COLUMNS=64)
+        tiles, shape = triton.cdiv(rows, _TILE), {"TILE": _TILE, "RANKS": _RANKS}
+        _shrink_tile[(tiles, blocks)](*shrunk, **shape, DEPTH=depth, num_stages=4)
+        _expand_tile[(tiles, triton.cdiv(columns, _TILE_COLUMNS))](*expanded, **shape, COLUMNS=_TILE_COLUMNS)
