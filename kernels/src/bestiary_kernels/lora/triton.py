@@ -190,6 +190,7 @@ def _expand_tile(
                 at_up = up + ((slot * most_rank + r) * columns)[:, None] + column[None, :]
                 w = tl.load(at_up, mask=(r < rank)[:, None] & own[None, :], other=0.0)
                 sums = tl.dot(v, w.to(tl.float32), sums, input_precision="ieee")
+            # The end moves where the part has no rank: `own & (rank > 0)` is no mask for Triton's interpreter.
             known = mine[:, None] & (own & (column < tl.where(rank > 0, end, 0)))[None, :]
             to = y + row.to(tl.int64)[:, None] * y_stride + column.to(tl.int64)[None, :] * y_step
             before = tl.load(to, mask=known, other=0.0).to(tl.float32)
