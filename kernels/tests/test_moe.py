@@ -230,7 +230,8 @@ def test_work_that_threads_share_loses_nothing(variant: str, threads: int) -> No
 
 def test_numbers_and_shapes_that_do_not_fit_are_refused() -> None:
     logits = torch.randn(2, 8)
-    for wrong in ({"top_k": 9}, {"top_k": 0}, {"groups": 3}, {"groups": 4, "top_groups": 5}, {"groups": 4, "top_k": 3}):
+    too_many = ({"groups": 4, "top_groups": 5}, {"groups": 4, "top_k": 3})
+    for wrong in ({"top_k": 9}, {"top_k": 0}, {"groups": 3}, {"groups": 0}, *too_many):
         with pytest.raises(ValueError, match="route"):
             route(logits, **{"top_k": 2, "renormalise": True, **wrong})
     for unfit in (

@@ -1,11 +1,12 @@
 """On a GPU nothing waits for ids, slots and positions: what lies outside is neither read nor written, nor raised."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from bestiary_kernels import cache_write, causal_conv, embedding, gpu, rotary, rotary_cache_write, selective_scan
+from bestiary_kernels import cache_write, causal_conv, embedding, gpu, lora, rotary, rotary_cache_write, selective_scan
 
 from .grid.interpreter import interpreted
 
@@ -82,3 +83,17 @@ def test_starts_that_do_not_rise_with_the_tokens_touch_nothing_outside(starts: l
     causal_conv(x[1:3], torch.ones(8, 4), None, columns[1:4], *slots)
     selective_scan(x[1:3], x[1:3], torch.zeros(8, 4), b[1:3], b[1:3], torch.zeros(8), states[1:4], *slots)
     assert all((kept[[0, 1, 4]] == 1).all() for kept in (columns, states))
+
+
+@pytest.mark.parametrize("rows", [3, 130])
+@pytest.mark.parametrize("starts", [[-7, 10, 1100], [2**31 - 1, 600, 1100], [5, 600, 1150]])
+def test_parts_of_an_adapter_that_begin_or_end_outside_are_cut(rows: int, starts: list[int]) -> None:
+    guarded = torch.zeros(rows + 2, 1100)
+    down, up = torch.ones(1, 2, 1, 4), torch.ones(1, 1, 1100)
+    given = torch.zeros(rows).int(), down, up, torch.ones(1, 2).int(), torch.tensor(starts).int()
+    lora(guarded[1:-1], torch.ones(rows, 4), *given)
+    expected = torch.zeros(1100)
+    for begin, end in itertools.pairwise(min(max(start, 0), 1100) for start in starts):
+        expected[begin:end] += 4
+    assert torch.equal(guarded[1:-1], expected.expand(rows, -1))
+    assert not guarded[0].any() and not guarded[-1].any()

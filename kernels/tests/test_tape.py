@@ -133,6 +133,35 @@ def test_a_whole_layer_in_bfloat16_is_recorded() -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_threads_that_stay_together_lose_no_part_of_any_loop(threads: int) -> None:
+    """Loops of very different length, one right after the other, with more threads than cores: some come too late."""
+    torch.manual_seed(0)
+    weight, table, x = torch.randn(600, 512), torch.randn(300, 512), torch.randn(2, 512)
+    wide, ids = PackedLinear(weight), torch.randint(0, 300, (60,))
+    down, up = torch.randn(2, 1, 16, 512), torch.randn(2, 16, 600)
+    adapter = torch.tensor([1, 0]).int(), down, up, torch.full((2, 1), 16).int(), torch.tensor([0, 600]).int()
+
+    def step() -> torch.Tensor:
+        for _ in range(10):
+            y = kernels.lora(wide(x), x, *adapter)
+            rows = kernels.embedding(table, ids)
+        return kernels.add_rms_norm(rows, None, y[0, :512], 1e-5)[0]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected, tape = Tape.record(step)
+        assert tape is not None
+        expected = expected.clone()
+        for _ in range(30):
+            tape.output.fill_(float("nan"))
+            torch.testing.assert_close(tape.replay(), expected, atol=0, rtol=0)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_library
 def test_a_layer_of_an_older_design_is_recorded() -> None:
     """Layer norm, a plain activation, rotary into new memory and latent rows: what no other test records."""
     torch.manual_seed(0)

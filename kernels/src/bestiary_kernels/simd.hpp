@@ -1,4 +1,4 @@
-// Vector helpers that every operation shares: lane types, bfloat16, exp, thread loops and scratch memory.
+// Vector helpers that every operation shares: lane types, bfloat16, exp and scratch memory.
 //
 // One source serves every instruction set through GCC's vector extensions; the lane count W follows the -m flags.
 // Everything but the exported functions lives in an anonymous namespace and no standard library template is used:
@@ -7,11 +7,12 @@
 #pragma once
 
 #include <math.h>
-#include <omp.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "threads.hpp"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -158,28 +159,6 @@ inline Floats exp_of(Floats x) {
     p = p * r + 1.0f;
     p = p * r + 1.0f;
     return p * (Floats)(((Words)shifted << 23) + 0x3f800000u);
-}
-
-// Inside a region: body(i) for i < n, each thread taking `chunk` at a time from the counter that all share: a core that
-// another program borrows then delays one chunk, not half the work.
-template <class Body> inline void take_turns(int64_t& next, int64_t n, int64_t chunk, Body body) {
-    for (;;) {
-        const int64_t begin = __atomic_fetch_add(&next, chunk, __ATOMIC_RELAXED);
-        if (begin >= n) break;
-        const int64_t end = begin + chunk < n ? begin + chunk : n;
-        for (int64_t i = begin; i < end; ++i) body(i);
-    }
-}
-
-// body(i) for i < n in a region of its own. Without `parallel` no region is entered (it costs microseconds).
-template <class Body> void share(int64_t n, int64_t chunk, bool parallel, Body body) {
-    if (!parallel || n <= chunk) {
-        for (int64_t i = 0; i < n; ++i) body(i);
-        return;
-    }
-    int64_t next = 0;
-#pragma omp parallel
-    take_turns(next, n, chunk, body);
 }
 
 // Memory of this thread that outlives the call, so that a step never meets the allocator; null when there is none.

@@ -66,11 +66,13 @@ inline int run(const Recorded& entry) {
 
 }  // namespace
 
-// Stops at the first call that fails, whose place `*at` then is, and returns its status.
+// Stops at the first call that fails, whose place `*at` then is, and returns its status. The threads stay together from the
+// first call to the last: to enter a region for each loop costs a tenth of a small model's step.
 EXPORT(int, replay)(const Recorded* entries, int64_t count, int64_t* at) {
-    for (*at = 0; *at < count; ++*at) {
-        const int status = run(entries[*at]);
-        if (status != OK) return status;
-    }
-    return OK;
+    int status = OK;
+    Crew::run([&] {
+        for (*at = 0; *at < count; ++*at)
+            if ((status = run(entries[*at])) != OK) return;
+    });
+    return status;
 }

@@ -209,25 +209,10 @@ template <class T> struct Lora {
     void run() const {
         const int64_t blocks = (call.most_rank + WIDE - 1) / WIDE, shrinks = count * call.parts * blocks;
         const int64_t pieces = (call.columns + PIECE - 1) / PIECE, expands = count * pieces;
-        const int64_t threads = work < WORTH_SHARING ? 1 : omp_get_max_threads();
-        int64_t shrunk = 0, expanded = 0;
-        const auto shrink_some = [&] {
-            take_turns(shrunk, shrinks, shrinks / (8 * threads) + 1, [&](int64_t item) { shrink_item(item, blocks); });
-        };
-        const auto expand_some = [&] {
-            take_turns(expanded, expands, expands / (8 * threads) + 1, [&](int64_t item) { expand_item(item, pieces); });
-        };
-        if (threads == 1) {
-            shrink_some();
-            expand_some();
-            return;
-        }
-#pragma omp parallel
-        {
-            shrink_some();
-#pragma omp barrier
-            expand_some();
-        }
+        const bool parallel = work >= WORTH_SHARING;
+        const int64_t pieces_each = 8 * omp_get_max_threads();
+        share(shrinks, shrinks / pieces_each + 1, parallel, [&](int64_t item) { shrink_item(item, blocks); });
+        share(expands, expands / pieces_each + 1, parallel, [&](int64_t item) { expand_item(item, pieces); });
     }
 };
 

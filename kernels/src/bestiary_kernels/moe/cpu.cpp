@@ -185,24 +185,10 @@ template <class T, int kind> struct Moe {
         const int64_t pieces = (call.inner + BLOCK - 1) / BLOCK, hides = count * pieces;
         const int64_t combines = (call.width + BLOCK - 1) / BLOCK;
         const int64_t work = call.tokens * call.top_k * call.width * call.inner;
-        const int64_t threads = work < WORTH_SHARING ? 1 : omp_get_max_threads();
-        int64_t hid = 0, combined = 0;
-        const auto hide_some = [&] {
-            take_turns(hid, hides, hides / (16 * threads) + 1,
-                       [&](int64_t item) { hide(buckets[item / pieces], item % pieces * BLOCK); });
-        };
-        const auto combine_some = [&] { take_turns(combined, combines, 1, [&](int64_t item) { combine(item * BLOCK); }); };
-        if (threads == 1) {
-            hide_some();
-            combine_some();
-            return;
-        }
-#pragma omp parallel
-        {
-            hide_some();
-#pragma omp barrier
-            combine_some();
-        }
+        const bool parallel = work >= WORTH_SHARING;
+        share(hides, hides / (16 * omp_get_max_threads()) + 1, parallel,
+              [&](int64_t item) { hide(buckets[item / pieces], item % pieces * BLOCK); });
+        share(combines, 1, parallel, [&](int64_t item) { combine(item * BLOCK); });
     }
 };
 
