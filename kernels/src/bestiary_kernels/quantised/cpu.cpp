@@ -25,6 +25,8 @@ constexpr int wide_for(int rows) { return W == 16 ? 4 : rows == 1 ? 8 : rows <= 
 constexpr int64_t AHEAD = 4096;
 // Multiplications below which a region costs more than it gains.
 constexpr int64_t WORTH_SHARING = 65536;
+// Runs of units that a thread has at least, each one straight line of memory.
+constexpr int64_t PIECES_EACH = 4;
 
 // The weights of W outputs at a step, for both inputs. `vector` counts the block's vectors.
 template <int bits> struct Codes;
@@ -67,9 +69,17 @@ template <> struct Meeting<bf16> {
     static constexpr int PARTS = 1;
     template <int bits> static void widen_step(const char* at, Operand* to) {
         if constexpr (bits == 8) {
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; ++v)
-                to[v] = _mm512_cvtne2ps_pbh(floats_of(at + v * 32 + 16), floats_of(at + v * 32));
+            // Bytes are interleaved within the four lanes of a register: eight of the first 16 outputs in each, then of the rest.
+            const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8(-128);
+#pragma GCC unroll 2
+            for (int half = 0; half < 2; ++half) {
+                const __m512i codes = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(at + half * 64)), size = _mm512_abs_epi8(codes);
+                const __m512i low = _mm512_permutex2var_epi8(table(0), size, table(1));
+                // The sign's bit joins what the table says: high | (codes & sign).
+                const __m512i high = _mm512_ternarylogic_epi64(_mm512_permutex2var_epi8(table(2), size, table(3)), codes, sign, 0xf8);
+                to[2 * half] = (Operand)_mm512_unpacklo_epi8(low, high);
+                to[2 * half + 1] = (Operand)_mm512_unpackhi_epi8(low, high);
+            }
         } else {
             // Of an index the instruction looks at five bits: the table has every number twice.
             const __m512i table = table_of_codes(), words = _mm512_loadu_si512(at);
@@ -79,8 +89,22 @@ template <> struct Meeting<bf16> {
             to[3] = (Operand)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), table);
         }
     }
-    static __m512 floats_of(const char* at) {
-        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)at)));
+    // 0 .. 127 in bfloat16: the lower byte of each in two vectors, and the upper one.
+    static __m512i table(int part) {
+        struct Table {
+            uint8_t bytes[4][64];
+            constexpr Table() : bytes{} {
+                for (int number = 1; number < 128; ++number) {
+                    int exponent = 0;
+                    while (number >> (exponent + 1)) ++exponent;
+                    const int bits = (127 + exponent) << 7 | (number << (7 - exponent) & 127);
+                    bytes[number / 64][number % 64] = uint8_t(bits);
+                    bytes[2 + number / 64][number % 64] = uint8_t(bits >> 8);
+                }
+            }
+        };
+        alignas(64) static constexpr Table numbers;
+        return _mm512_load_si512(numbers.bytes[part]);
     }
     static __m512i table_of_codes() {
         // 0 .. 7, -8 .. -1 in bfloat16.
@@ -276,7 +300,7 @@ template <class T, int bits> struct Product {
         memset(finished, 0, size_t(blocks) * sizeof *finished);
         const Product& all = *this;
         if (packs) share((rows + ROWS - 1) / ROWS, 1, num_inputs > WORTH_SHARING / 8, [&](int64_t group) { all.pack(group); });
-        share(blocks * pieces, 1, blocks * steps * 2 * COLUMNS * rows > WORTH_SHARING,
+        share(blocks * pieces, blocks * pieces / (PIECES_EACH * omp_get_max_threads()) + 1, blocks * steps * 2 * COLUMNS * rows > WORTH_SHARING,
               [&](int64_t number) { all.unit(number); });
         return OK;
     }
