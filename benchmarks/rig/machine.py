@@ -31,6 +31,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def squeezes() -> bool:
+    """Whether bestiary keeps 16 bits in 12 here."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    return os.environ.get("BESTIARY_SQUEEZE") != "0" and "avx512_bf16" in flags and "avx512vbmi" in flags
+
+
 def load() -> float:
     """The load average of the last minute, per core."""
     return os.getloadavg()[0] / cores()

@@ -38,9 +38,9 @@ class Model:
         layers: int = self.config["num_hidden_layers"]
         return 2 * layers * kv_heads * head_dim * 2
 
-    def decode_step_bytes(self, batch: int, context: float) -> float:
-        """What one decode step must read: the weights once, and every sequence's keys and values."""
-        return self.weight_bytes + batch * context * self.kv_bytes_per_token
+    def decode_step_bytes(self, batch: int, context: float, bits: int) -> float:
+        """What one decode step must read: the weights once, of so many bits, and all sequences' keys and values."""
+        return self.weight_bytes * bits / 16 + batch * context * self.kv_bytes_per_token
 
     def prefill_flops(self, length: int) -> float:
         """Operations for one prompt: the layers' matrices for every token, causal attention, the head once."""

@@ -6,6 +6,7 @@
 #include "heads/cpu.cpp"
 #include "latent/cpu.cpp"
 #include "linear/cpu.cpp"
+#include "linear/squeeze.cpp"
 #include "lora/cpu.cpp"
 #include "measure.cpp"
 #include "moe/cpu.cpp"

@@ -42,6 +42,8 @@ _OPERATIONS = (
     "add",
     "scaled",
     "heads_linear",
+    "linear_squeezed",
+    "embedding_squeezed",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

@@ -3,11 +3,16 @@
 Products of many rows are oneDNN's. For a few rows its call costs more than the memory it reads takes, so that our own
 kernel reads oneDNN's packed weight, where the layout is the one that we know. The layout is oneDNN's private matter:
 each weight is compared with its source when it is packed, and a mismatch leaves everything to oneDNN.
+
+A weight of which we know the layout is then squeezed into twelve bits, where that is worth it: our kernel reads it so,
+and for oneDNN it is made wide in a room that all weights of its shape share.
 """
 
 import ctypes
 from struct import Struct
-from typing import Any
+from threading import Lock
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -16,11 +21,14 @@ from torch.nn import functional
 from bestiary_kernels import library
 from bestiary_kernels.embedding import embedding
 from bestiary_kernels.linear import reference
+from bestiary_kernels.linear.squeezed import Squeezed
 
 __all__ = ["MOST_ROWS", "PackedLinear"]
 
 # What one call of our kernels takes at most; above it oneDNN's blocked product wins.
 MOST_ROWS = 64
+# Of a squeezed weight: above it what making it wide costs is little beside the product.
+_MOST_ROWS_SQUEEZED = 256
 _MOST_ROWS_F32 = 6
 _SAMPLED_ROWS = 128
 #: Bytes of a weight that may stand in memory twice.
@@ -31,9 +39,10 @@ _CALL = Struct("PPqq")  # PackedCall in cpu.cpp
 class PackedLinear:
     """A weight [N, K] and an optional bias [N], made ready for `y = x @ weight.T + bias` on its device.
 
-    `form` says how the weight is held: "packed" (oneDNN's blocks, known to us), "rows" (oneDNN's copy, row by row),
-    "both" (oneDNN's blocks of another kind, and a small weight's copy in the kind that we know), "opaque" (oneDNN's
-    alone) or "plain" (the weight itself: no oneDNN, or not on the CPU).
+    `form` says how the weight is held: "packed" (oneDNN's blocks, known to us), "squeezed" (the same in twelve bits a
+    weight, without loss), "rows" (oneDNN's copy, row by row), "both" (oneDNN's blocks of another kind, and a small
+    weight's copy in the kind that we know), "opaque" (oneDNN's alone) or "plain" (the weight itself: no oneDNN, or not
+    on the CPU). What is squeezed gives what the packed weight gives, to the bit.
     """
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None, *, keep_rows: bool = False) -> None:
@@ -57,15 +66,28 @@ class PackedLinear:
         elif self._packed is not None and _suits(weight):
             self._view, self.form = reference.pack(weight), "both"
         self._weight = weight if self._packed is None or (keep_rows and self._view is None) else None
+        self._squeezed = (
+            Squeezed.of(self._view, self.outputs) if self.form == "packed" and self._view is not None else None
+        )
+        if self._squeezed is not None:
+            self._packed, self._view, self.form = None, None, "squeezed"
+        self._room: _Room | None = None
         self._call = b""
-        if self._view is not None:
+        if self._squeezed is not None:
+            self._call = self._squeezed.call(self.bias)
+        elif self._view is not None:
             bias_at = 0 if self.bias is None else self.bias.data_ptr()
             self._call = _CALL.pack(self._view.data_ptr(), bias_at, self.outputs, self.inputs)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the weight takes, padding and a kept original included; the bias is not counted."""
+        """Bytes of memory that the weight takes, padding and a kept original included; the bias is not counted.
+
+        Nor is the room in which squeezed weights of a shape are made wide, one after the other.
+        """
         kept = 0 if self._weight is None else self._weight.nbytes
+        if self._squeezed is not None:
+            kept += self._squeezed.nbytes
         if self.form == "both" and self._view is not None:
             kept += self._view.nbytes
         return kept if self._packed is None else kept + int(torch.ops.mkldnn._nbytes(self._packed))
@@ -77,7 +99,7 @@ class PackedLinear:
             raise ValueError(
                 f"PackedLinear: x is {x_TK.dtype} with {inputs} inputs, the weight {self.dtype} with {self.inputs}"
             )
-        if self._packed is None or rows == 0:
+        if (self._packed is None and self._squeezed is None) or rows == 0:
             return self._plain(x_TK)
         kernels = library.native(x_TK)
         if kernels is None and library.is_traced(x_TK):
@@ -93,8 +115,11 @@ class PackedLinear:
         return self._onednn(x_TK)
 
     def _onednn(self, x_TK: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, self._packed, self.bias, "none", [], "")
-        return product
+        if self._squeezed is None:
+            return _product(x_TK, self._packed, self.bias)
+        if self._room is None:
+            self._room = _Room.of(self._squeezed)
+        return self._room.product(x_TK, self._squeezed, self.bias)
 
     def _kernel(self, kernels: library.Kernels | None, rows: int) -> Any:
         """Our own product of this many rows with a weight of this form, or None."""
@@ -102,13 +127,15 @@ class PackedLinear:
             return None
         if self.form == "rows" and rows <= _MOST_ROWS_F32 and self.dtype is torch.float32:
             return kernels.linear_rows
+        if self._squeezed is not None:
+            return kernels.linear_squeezed if rows <= _MOST_ROWS_SQUEEZED else None
         return kernels.linear_packed if self.form in ("packed", "both") and rows <= MOST_ROWS else None
 
     def _traced(self, x_TK: Tensor) -> Tensor:
         """The product as an operation of a graph, or where only shapes are asked for, memory of its shape."""
         if not torch.compiler.is_compiling():
             return x_TK.new_empty(x_TK.shape[0], self.outputs)
-        weight = self._view if self._weight is None else self._weight
+        weight = self._wide() if self._weight is None else self._weight
         return self._onednn(x_TK) if weight is None else _operator(x_TK, weight, self.bias, self.outputs)
 
     def _plain(self, x_TK: Tensor) -> Tensor:
@@ -124,20 +151,62 @@ class PackedLinear:
         """
         if self._weight is not None:
             return embedding(self._weight, ids_T)
-        if self._view is None:
+        if self._view is None and self._squeezed is None:
             raise RuntimeError("PackedLinear: this packed form cannot be read; construct with keep_rows=True")
-        if self.form == "rows":
+        if self._view is not None and self.form == "rows":
             return embedding(self._view, ids_T)
         kernels = library.native(ids_T)
-        if kernels is None or not ids_T.is_contiguous() or ids_T.dtype is not torch.int64:
+        name = "embedding_packed" if self._squeezed is None else "embedding_squeezed"
+        read = getattr(kernels, name, None)
+        if read is None or not ids_T.is_contiguous() or ids_T.dtype is not torch.int64:
             if bool(((ids_T < 0) | (ids_T >= self.outputs)).any()):
                 library.fail("PackedLinear.embedding", library.BAD_ROW)
-            return reference.embedding_packed(self._view, ids_T)
-        y = self._view.new_empty(ids_T.shape[0], self.inputs)
-        failed = kernels.embedding_packed(self._call, ids_T.data_ptr(), y.data_ptr(), ids_T.shape[0])
+            return reference.embedding_packed(self._wide(), ids_T)
+        y = ids_T.new_empty(ids_T.shape[0], self.inputs, dtype=self.dtype)
+        failed = read(self._call, ids_T.data_ptr(), y.data_ptr(), ids_T.shape[0])
         if failed:
             library.fail("PackedLinear.embedding", failed)
         return y
+
+    def _wide(self) -> Any:
+        """The weight in the layout that we know, or None."""
+        return self._view if self._squeezed is None else self._squeezed.packed()
+
+
+class _Room:
+    """oneDNN's packed weight of one shape, which becomes one squeezed weight of that shape after the other."""
+
+    _of_shapes: ClassVar["WeakValueDictionary[tuple[int, int], _Room]"] = WeakValueDictionary()
+    _making = Lock()
+
+    def __init__(self, weight: Tensor) -> None:
+        self._packed = _pack(weight)
+        self._view = _readable(self._packed, weight)
+        self._filling = Lock()
+
+    @classmethod
+    def of(cls, squeezed: Squeezed) -> "_Room":
+        """The room for weights of this shape, which stays as long as anybody has it."""
+        shape = squeezed.outputs, squeezed.inputs
+        with cls._making:
+            room = cls._of_shapes.get(shape)
+            if room is None:
+                rows = reference.embedding_packed(squeezed.packed(), torch.arange(squeezed.outputs))
+                room = cls._of_shapes[shape] = cls(rows)
+        return room
+
+    def product(self, x_TK: Tensor, squeezed: Squeezed, bias_N: Tensor | None) -> Tensor:
+        """The product of many rows."""
+        if self._view is None:  # weights of this shape are squeezed because this very layout was found in one
+            raise RuntimeError("PackedLinear: oneDNN lays out equal shapes in different ways")
+        with self._filling:
+            squeezed.widen(self._view)
+            return _product(x_TK, self._packed, bias_N)
+
+
+def _product(x_TK: Tensor, packed: Any, bias_N: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x_TK, packed, bias_N, "none", [], "")
+    return product
 
 
 def _pack(weight: Tensor) -> Any:

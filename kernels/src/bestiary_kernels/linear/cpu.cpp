@@ -2,8 +2,9 @@
 //
 // bfloat16: [ceil(N / 64)][K / 2][64][2], the layout that oneDNN's packing gives on AVX-512-bf16 machines; every step
 // over K/2 reads 256 consecutive bytes, so each thread walks memory in one straight line.
+// The same in twelve bits: squeezed.hpp, from which the near steps are made wide before they are met.
 // float32: rows [N][K] as they are.
-#include "../simd.hpp"
+#include "squeezed.hpp"
 
 namespace {
 
@@ -19,22 +20,58 @@ struct PackedCall {
 constexpr int VECTORS = COLUMNS / W;
 // Rows that the registers hold beside a block's weights, and rows that one call takes.
 constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
-// Steps of a block that stay in the second cache while one group of rows after the other reads them (128 KiB).
-constexpr int64_t NEAR_STEPS = 512;
-
 typedef Floats Sums[VECTORS];
 
-// sums[row][64] += x[row, from..to] * block[from..to], in steps of two inputs.
-template <int rows>
-inline void multiply_block(const char* block, const bf16* x, int64_t x_stride, int64_t from, int64_t to, Sums* sums) {
+// Steps of a block that are near while one group of rows after the other reads them, and what shall come near meanwhile.
+struct Near {
+    const char* weights;
+    const char* ahead;
+};
+
+// Where a block's weights come from: as they lie, in the second cache from the first group of rows on (128 KiB).
+struct Packed {
+    const PackedCall& call;
+    static constexpr int AHEAD_BYTES = 256;  // that a step takes
+    static constexpr bool ALWAYS_AHEAD = true;
+    struct Room {};
+    static int64_t near_steps(int64_t) { return 512; }
+    Near bring(int64_t block, int64_t first, int64_t, Room&) const {
+        const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * COLUMNS * 4;
+        return {at, at + 4096};
+    }
+};
+
+// Or made wide in a room in the first cache: a tile for few rows, where widening itself asks for what comes next; two for
+// more, where it comes while the first group reads.
+struct Squeezed {
+    const SqueezedCall& call;
+    squeezed::Tables tables{call.exponents};
+    static constexpr int AHEAD_BYTES = squeezed::BYTES;
+    static constexpr bool ALWAYS_AHEAD = false;
+    static constexpr int64_t FEW_ROWS = 2 * TOGETHER_ROWS, MOST_STEPS = 2 * squeezed::TILE;
+    struct alignas(64) Room {
+        char weights[MOST_STEPS * COLUMNS * 4];
+    };
+    static int64_t near_steps(int64_t rows) { return rows <= FEW_ROWS ? squeezed::TILE : MOST_STEPS; }
+    Near bring(int64_t block, int64_t first, int64_t end, Room& room) const {
+        for (int64_t step = first, next; step < end; step = next) {
+            next = smaller(end, (step / squeezed::TILE + 1) * squeezed::TILE);
+            squeezed::widen(call, tables, block, step, next, room.weights + (step - first) * COLUMNS * 4);
+        }
+        return {room.weights, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
+    }
+};
+
+// sums[row][64] += x[row] * weights, in `steps` steps of two inputs.
+template <int rows, int ahead_bytes>
+inline void multiply_block(Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
     Floats local[rows][VECTORS];
     memcpy(local, sums, sizeof local);
-    for (int64_t step = from; step < to; ++step) {
-        const char* const at = block + step * COLUMNS * 4;
-        _mm_prefetch(at + 4096, _MM_HINT_T0);
-        _mm_prefetch(at + 4096 + 64, _MM_HINT_T0);
-        _mm_prefetch(at + 4096 + 128, _MM_HINT_T0);
-        _mm_prefetch(at + 4096 + 192, _MM_HINT_T0);
+    for (int64_t step = 0; step < steps; ++step) {
+        const char* const at = near.weights + step * COLUMNS * 4;
+#pragma GCC unroll 4
+        for (int line = 0; line < ahead_bytes; line += 64)
+            _mm_prefetch(near.ahead + step * ahead_bytes + line, _MM_HINT_T0);
         __m512bh w[VECTORS];
 #pragma GCC unroll 4
         for (int c = 0; c < VECTORS; ++c) w[c] = (__m512bh)read_as<Floats>(at + c * 64);
@@ -48,28 +85,39 @@ inline void multiply_block(const char* block, const bf16* x, int64_t x_stride, i
     memcpy(sums, local, sizeof local);
 }
 
+template <int ahead_bytes>
+inline void multiply_group(int64_t rows, Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
+    switch (rows) {
+        case 1: return multiply_block<1, ahead_bytes>(near, x, x_stride, steps, sums);
+        case 2: return multiply_block<2, ahead_bytes>(near, x, x_stride, steps, sums);
+        case 3: return multiply_block<3, ahead_bytes>(near, x, x_stride, steps, sums);
+        case 4: return multiply_block<4, ahead_bytes>(near, x, x_stride, steps, sums);
+        case 5: return multiply_block<5, ahead_bytes>(near, x, x_stride, steps, sums);
+        case 6: return multiply_block<6, ahead_bytes>(near, x, x_stride, steps, sums);
+    }
+}
+
 // All rows in groups of nearly equal size: each reads the weights that the one before has brought near.
-inline void multiply_groups(const char* block, const bf16* x, int64_t x_stride, int64_t rows, int64_t from, int64_t to,
-                            Sums* sums) {
-    const int64_t groups = (rows + TOGETHER_ROWS - 1) / TOGETHER_ROWS;
-    for (int64_t near = from; near < to; near += NEAR_STEPS) {
-        const int64_t end = smaller(to, near + NEAR_STEPS);
+template <class Source>
+inline void multiply_groups(const Source& source, int64_t block, const bf16* x, int64_t x_stride, int64_t rows,
+                            int64_t from, int64_t to, Sums* sums) {
+    const int64_t groups = (rows + TOGETHER_ROWS - 1) / TOGETHER_ROWS, most = Source::near_steps(rows);
+    typename Source::Room room;
+    for (int64_t begin = from, end; begin < to; begin = end) {
+        end = smaller(to, begin + most);
+        const Near near = source.bring(block, begin, end, room);
         for (int64_t group = 0; group < groups; ++group) {
-            const int64_t first = rows * group / groups;
-            const bf16* const x_group = x + first * x_stride;
-            switch (rows * (group + 1) / groups - first) {
-                case 1: multiply_block<1>(block, x_group, x_stride, near, end, sums + first); break;
-                case 2: multiply_block<2>(block, x_group, x_stride, near, end, sums + first); break;
-                case 3: multiply_block<3>(block, x_group, x_stride, near, end, sums + first); break;
-                case 4: multiply_block<4>(block, x_group, x_stride, near, end, sums + first); break;
-                case 5: multiply_block<5>(block, x_group, x_stride, near, end, sums + first); break;
-                case 6: multiply_block<6>(block, x_group, x_stride, near, end, sums + first); break;
-            }
+            const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
+            const bf16* const at = x + first * x_stride + 2 * begin;
+            if (group == 0 || Source::ALWAYS_AHEAD)
+                multiply_group<Source::AHEAD_BYTES>(some, near, at, x_stride, end - begin, sums + first);
+            else
+                multiply_group<0>(some, near, at, x_stride, end - begin, sums + first);
         }
     }
 }
 
-inline void write_block(const PackedCall& call, int64_t block, const Sums* sums, int64_t rows, bf16* y) {
+template <class Call> inline void write_block(const Call& call, int64_t block, const Sums* sums, int64_t rows, bf16* y) {
     const int64_t first = block * COLUMNS;
     for (int c = 0; c < VECTORS; ++c) {
         const int64_t column = first + c * W;
@@ -83,13 +131,14 @@ inline void write_block(const PackedCall& call, int64_t block, const Sums* sums,
 
 // The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread, which take them in turns: a
 // core that another program borrows delays one piece. A block that a cut divides is finished after the region.
-inline int multiply_packed(const PackedCall& call, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
+template <class Source>
+inline int multiply_packed(const Source& source, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
     constexpr int most_threads = 256, pieces_each = 4;
     constexpr int64_t least_steps = 256;  // 64 KiB of weights
+    const auto& call = source.call;
     const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
     const int64_t threads = total * rows < 512 ? 1 : smaller(omp_get_max_threads(), most_threads);
     const int64_t pieces = threads == 1 ? 1 : smaller(pieces_each * threads, threads + total / least_steps);
-    const char* const weight = (const char*)call.weight;
     const int64_t most_edges = 2 * pieces;
     // Sums of the blocks that a cut divides, and those blocks' numbers.
     Sums* const edge_sums = (Sums*)scratch(size_t(most_edges * rows) * sizeof(Sums) + size_t(most_edges) * 8);
@@ -104,7 +153,7 @@ inline int multiply_packed(const PackedCall& call, const bf16* x, int64_t x_stri
         while (at < end) {
             const int64_t block = at / steps, from = at - block * steps, to = smaller(steps, from + end - at);
             memset(sums, 0, size_t(rows) * sizeof(Sums));
-            multiply_groups(weight + block * steps * COLUMNS * 4, x, x_stride, rows, from, to, sums);
+            multiply_groups(source, block, x, x_stride, rows, from, to, sums);
             if (to - from == steps) {
                 write_block(call, block, sums, rows, y);
             } else {
@@ -179,7 +228,20 @@ template <int rows> int multiply_all_rows(const PackedCall& call, const float* x
 // x [rows, K] of any stride between rows and y [rows, N], dense; at most 64 rows.
 EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
     if (rows < 0 || rows > MOST_ROWS) return BAD_ROW;
-    return rows ? multiply_packed(*call, (const bf16*)x, x_stride, (bf16*)y, rows) : OK;
+    return rows ? multiply_packed(Packed{*call}, (const bf16*)x, x_stride, (bf16*)y, rows) : OK;
+}
+
+// The same of a squeezed weight, to the bit, and of any number of rows: in passes of nearly equal size.
+EXPORT(int, linear_squeezed)(const SqueezedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
+    if (rows < 0) return BAD_ROW;
+    const int64_t passes = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+        const int64_t first = rows * pass / passes, some = rows * (pass + 1) / passes - first;
+        bf16* const to = (bf16*)y + first * call->outputs;
+        const int status = multiply_packed(Squeezed{*call}, (const bf16*)x + first * x_stride, x_stride, to, some);
+        if (status != OK) return status;
+    }
+    return OK;
 }
 
 #endif
