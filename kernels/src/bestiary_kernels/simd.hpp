@@ -70,7 +70,21 @@ inline Ints lanes() {
     return index;
 }
 
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+// Of a NaN and a number the second one, as the machine's own instructions have it.
+inline Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+inline Floats lesser(Floats a, Floats b) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_min_ps((__m512)a, (__m512)b);
+#else
+    return a < b ? a : b;
+#endif
+}
 
 inline float to_float(float value) { return value; }
 inline float to_float(bf16 value) {
@@ -143,11 +157,9 @@ inline float largest_of(Floats value) { return across(value, larger); }
 
 // e^x = 2^n e^r with n = round(x / ln 2); the polynomial is our own least-squares fit of e^r on |r| <= ln2 / 2
 // (relative error 2e-9). Below -88 the scale's bits are zero, so the answer is exactly 0; above 88.4 it is infinity.
-// A comparison with NaN is false, so NaN passes both clamps and comes out of the polynomial.
-inline Floats exp_of(Floats x) {
-    const Floats low = splat(-88.0f), high = splat(89.0f);
-    x = x < low ? low : x;
-    x = x > high ? high : x;
+// NaN passes both clamps and comes out of the polynomial.
+__attribute__((always_inline)) inline Floats exp_of(Floats x) {
+    x = lesser(splat(89.0f), larger(splat(-88.0f), x));
     const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
     const Floats shifted = x * 1.44269504f + rounder;
     const Floats n = shifted - rounder;

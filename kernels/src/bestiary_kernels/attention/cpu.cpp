@@ -74,10 +74,12 @@ template <class T> struct Attention {
             const int64_t token = token_of(item, row);
             const T* const from = q + token * call.q_stride + head_of(item, row) * call.width;
             float* to = space.q + (few ? row / R * R * space.padded_units + row % R * 4 : row * space.padded_units);
-            for (int64_t d = 0; d < call.width; d += 4 * per, to += next_four) {
-                const int n = int(smaller<int64_t>(4 * per, call.width - d));
+            int64_t d = 0;
+            for (; d + 4 * per <= call.width; d += 4 * per, to += next_four)
+                for (int u = 0; u < 4; ++u) to[u] = Dot<T>::unit(from + d + u * per);
+            if (d < call.width) {
                 T four[4 * per] = {};
-                memcpy(four, from + d, size_t(n) * sizeof(T));
+                memcpy(four, from + d, size_t(call.width - d) * sizeof(T));
                 for (int u = 0; u < 4; ++u) to[u] = Dot<T>::unit(four + u * per);
             }
             // Of a tile that is cut, whoever joins it adds the sinks.

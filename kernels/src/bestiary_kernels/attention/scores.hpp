@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int TILE = 32, CHUNK = 64, PAIR = 2 * W;
+constexpr int TILE = 64, CHUNK = 64, PAIR = 2 * W;
 constexpr int R = W / 4;         // rows of which one vector holds four units each
 constexpr int FEW_ROWS = 2 * R;  // up to so many, keys are not transposed
 constexpr int STEP = 16;         // units that a row's storage is rounded up to

@@ -75,6 +75,7 @@ SEPARATE void soften(float* scores, int begin, int end, Running& row, float* sum
     }
     if (begin > 0 || end < CHUNK) hide(scores, begin, end);
     Floats top = load(scores);
+#pragma GCC unroll 4
     for (int t = W; t < CHUNK; t += W) top = larger(load(scores + t), top);
     const float chunk_top = largest_of(top);
     if (chunk_top > row.largest) {
@@ -84,11 +85,14 @@ SEPARATE void soften(float* scores, int begin, int end, Running& row, float* sum
         row.largest = chunk_top;
     }
     const float base = row.largest == nothing ? 0.0f : row.largest;
+    Floats total = row.total;
+#pragma GCC unroll 4
     for (int t = 0; t < CHUNK; t += W) {
         const Floats weight = exp_of(load(scores + t) - base);
-        row.total += weight;
+        total += weight;
         store(scores + t, weight);
     }
+    row.total = total;
 }
 
 }  // namespace
