@@ -63,7 +63,7 @@ struct Squeezed {
 };
 
 // sums[row][64] += x[row] * weights, in `steps` steps of two inputs.
-template <int rows, int ahead_bytes>
+template <int rows, int ahead_bytes, bool once>
 inline void multiply_block(Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
     Floats local[rows][VECTORS];
     memcpy(local, sums, sizeof local);
@@ -71,7 +71,7 @@ inline void multiply_block(Near near, const bf16* x, int64_t x_stride, int64_t s
         const char* const at = near.weights + step * COLUMNS * 4;
 #pragma GCC unroll 4
         for (int line = 0; line < ahead_bytes; line += 64)
-            _mm_prefetch(near.ahead + step * ahead_bytes + line, _MM_HINT_T0);
+            __builtin_prefetch(near.ahead + step * ahead_bytes + line, 0, once ? 0 : 3);
         __m512bh w[VECTORS];
 #pragma GCC unroll 4
         for (int c = 0; c < VECTORS; ++c) w[c] = (__m512bh)read_as<Floats>(at + c * 64);
@@ -85,15 +85,15 @@ inline void multiply_block(Near near, const bf16* x, int64_t x_stride, int64_t s
     memcpy(sums, local, sizeof local);
 }
 
-template <int ahead_bytes>
+template <int ahead_bytes, bool once = false>
 inline void multiply_group(int64_t rows, Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
     switch (rows) {
-        case 1: return multiply_block<1, ahead_bytes>(near, x, x_stride, steps, sums);
-        case 2: return multiply_block<2, ahead_bytes>(near, x, x_stride, steps, sums);
-        case 3: return multiply_block<3, ahead_bytes>(near, x, x_stride, steps, sums);
-        case 4: return multiply_block<4, ahead_bytes>(near, x, x_stride, steps, sums);
-        case 5: return multiply_block<5, ahead_bytes>(near, x, x_stride, steps, sums);
-        case 6: return multiply_block<6, ahead_bytes>(near, x, x_stride, steps, sums);
+        case 1: return multiply_block<1, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 2: return multiply_block<2, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 3: return multiply_block<3, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 4: return multiply_block<4, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 5: return multiply_block<5, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 6: return multiply_block<6, ahead_bytes, once>(near, x, x_stride, steps, sums);
     }
 }
 
@@ -109,7 +109,9 @@ inline void multiply_groups(const Source& source, int64_t block, const bf16* x, 
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
             const bf16* const at = x + first * x_stride + 2 * begin;
-            if (group == 0 || Source::ALWAYS_AHEAD)
+            if (groups == 1)
+                multiply_group<Source::AHEAD_BYTES, true>(some, near, at, x_stride, end - begin, sums + first);
+            else if (group == 0 || Source::ALWAYS_AHEAD)
                 multiply_group<Source::AHEAD_BYTES>(some, near, at, x_stride, end - begin, sums + first);
             else
                 multiply_group<0>(some, near, at, x_stride, end - begin, sums + first);

@@ -62,7 +62,7 @@ inline void widen(const SqueezedCall& call, const Tables& tables, int64_t block,
     const int64_t steps = call.steps();
     const char* at = (const char*)call.codes + (block * steps + first) * BYTES;
     for (int64_t step = first; step < end; ++step, at += BYTES) {
-        for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(at + AHEAD + line);
+        for (int line = 0; line < BYTES; line += 64) ask_once(at + AHEAD + line);
         widen_step(at, tables, to + (step - first) * 2 * WEIGHTS);
     }
     const int64_t tile = block * tiles(steps) + first / TILE, before = first % TILE * WEIGHTS;

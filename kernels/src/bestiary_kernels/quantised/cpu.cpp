@@ -137,7 +137,7 @@ template <class T, int bits> struct Product {
         const char* at;
         template <int> void take(int64_t step, int, int, Operand* w) const {
             const char* const here = at + step * Codes<bits>::BYTES;
-            for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(here + AHEAD + line);
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64) ask_once(here + AHEAD + line);
             How::template widen_step<bits>(here, w);
         }
     };
@@ -228,7 +228,7 @@ template <class T, int bits> struct Product {
                 return;
             }
         for (int64_t step = first; step < end; ++step, at += Codes<bits>::BYTES) {
-            for (int line = 0; line < Codes<bits>::BYTES; line += 64) __builtin_prefetch(at + AHEAD + line);
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64) ask_once(at + AHEAD + line);
             How::template widen_step<bits>(at, tile + (step - first) * STEP_OPERANDS);
         }
         const int64_t groups = (rows + ROWS - 1) / ROWS;
