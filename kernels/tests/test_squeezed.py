@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary_kernels import PackedLinear, Tape, library, linear, using
+from bestiary_kernels import PackedLinear, Tape, linear, using
 from bestiary_kernels.linear import _MOST_ROWS_SQUEEZED, MOST_ROWS, reference, squeezed
 from bestiary_kernels.linear.squeezed import VARIABLE, Squeezed
 
@@ -160,7 +160,9 @@ def test_small_weights_and_those_of_who_does_not_want_it_stay_as_they_are(monkey
     weight = weight_of(192, 128)
     monkeypatch.setenv(VARIABLE, "0")
     assert PackedLinear(weight).form == "packed"
+    monkeypatch.setenv(VARIABLE, "no")
+    with pytest.raises(ValueError, match="BESTIARY_SQUEEZE='no' is unknown; choose 0 or 1"):
+        PackedLinear(weight)
     monkeypatch.delenv(VARIABLE)
     monkeypatch.setattr(squeezed, "_LEAST", weight.nbytes + 1)
     assert PackedLinear(weight).form == "packed"
-    assert library.native(weight) is not None

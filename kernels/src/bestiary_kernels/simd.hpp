@@ -186,8 +186,8 @@ inline void* scratch(size_t size) {
     return memory;
 }
 
-// Asks for a line of memory that is read once. It passes by the outer caches, which otherwise must take what the inner ones
-// drop: worth a twentieth of the bandwidth.
+// Asks for a line of memory that is read once. It passes by the outer caches, which otherwise must take what the inner
+// ones drop: worth a twentieth of the bandwidth.
 inline void ask_once(const void* at) { __builtin_prefetch(at, 0, 0); }
 
 // Keeps the loops of one step from crowding another's registers.

@@ -70,8 +70,8 @@ inline int run(const Recorded& entry) {
 
 }  // namespace
 
-// Stops at the first call that fails, whose place `*at` then is, and returns its status. The threads stay together from the
-// first call to the last: to enter a region for each loop costs a tenth of a small model's step.
+// Stops at the first call that fails, whose place `*at` then is, and returns its status. The threads stay together from
+// the first call to the last: a region for each loop would wait at its end for threads that have nothing to do.
 EXPORT(int, replay)(const Recorded* entries, int64_t count, int64_t* at) {
     int status = OK;
     Crew::run([&] {

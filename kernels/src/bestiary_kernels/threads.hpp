@@ -1,4 +1,4 @@
-// How threads share a loop: in a region of its own, or as a crew that stays together over many loops. Knows no loop's work.
+// How threads share a loop: in a region of its own, or as a crew that stays together over many. Knows no loop's work.
 #pragma once
 
 #include <linux/futex.h>
@@ -28,9 +28,9 @@ inline void rest() {
 }
 
 // One thread leads: it goes through the program and opens a loop where it meets one. The others look for open loops and
-// take turns in them. The leader waits for those who are inside a loop, never for one who did not come, such as a thread
-// whose core another program has. To come in is to say so and then to look again whether the loop is open; to close is
-// to say so and then to look whether anyone is inside: one of the two sees the other.
+// take turns in them; no loop opens another. The leader waits for those who are inside a loop, never for one who did
+// not come, such as a thread whose core another program has. To come in is to say so and then to look again whether the
+// loop is open; to close is to say so and then to look whether anyone is inside: one of the two sees the other.
 //
 // Waiting is short as a rule, and a thread that spins is there at once. Where it is long a core is shared with another
 // program, or with the very thread that is waited for: then the leader yields and the others sleep.
@@ -119,8 +119,8 @@ class Crew {
     int32_t number = 0;
 };
 
-// body(i) for i < n by all threads: the leader's crew, or a region of its own. Without `parallel` by this one alone, since
-// the others cost time to reach.
+// body(i) for i < n by all threads: the leader's crew, or a region of its own. Without `parallel` by this one alone,
+// since the others cost time to reach.
 template <class Body> void share(int64_t n, int64_t chunk, bool parallel, Body body) {
     if (!parallel || n <= chunk) {
         for (int64_t i = 0; i < n; ++i) body(i);

@@ -22,7 +22,7 @@ constexpr int VECTORS = COLUMNS / W;
 constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
 typedef Floats Sums[VECTORS];
 
-// Steps of a block that are near while one group of rows after the other reads them, and what shall come near meanwhile.
+// Steps of a block that are near while one group of rows after the other reads them, and what shall come meanwhile.
 struct Near {
     const char* weights;
     const char* ahead;
@@ -41,8 +41,8 @@ struct Packed {
     }
 };
 
-// Or made wide in a room in the first cache: a tile for few rows, where widening itself asks for what comes next; two for
-// more, where it comes while the first group reads.
+// Or made wide in a room in the first cache: a tile for few rows, where widening itself asks for what comes next; two
+// for more, where it comes while the first group reads.
 struct Squeezed {
     const SqueezedCall& call;
     squeezed::Tables tables{call.exponents};
@@ -119,7 +119,8 @@ inline void multiply_groups(const Source& source, int64_t block, const bf16* x, 
     }
 }
 
-template <class Call> inline void write_block(const Call& call, int64_t block, const Sums* sums, int64_t rows, bf16* y) {
+template <class Call>
+inline void write_block(const Call& call, int64_t block, const Sums* sums, int64_t rows, bf16* y) {
     const int64_t first = block * COLUMNS;
     for (int c = 0; c < VECTORS; ++c) {
         const int64_t column = first + c * W;

@@ -68,8 +68,8 @@ inline int32_t squeeze_tile(const char* from, const Codes& table, int64_t steps,
 }  // namespace squeezed
 }  // namespace
 
-// With counts: counts[blocks * tiles] of the exceptions of each tile of `packed`. Without: codes and exceptions as `call`
-// says where they shall lie.
+// With counts: counts[blocks * tiles] of the exceptions of each tile of `packed`. Without: codes and exceptions, where
+// `call` says that they shall lie.
 EXPORT(int, squeeze)(const SqueezedCall* call, const void* packed, int32_t* counts) {
     const int64_t steps = call->steps(), tiles = squeezed::tiles(steps);
     const squeezed::Codes table(call->exponents);
@@ -108,10 +108,11 @@ EXPORT(int, embedding_squeezed)(const SqueezedCall* call, const int64_t* ids, vo
         alignas(64) char tile[squeezed::TILE * 2 * squeezed::WEIGHTS];
         const int64_t block = ids[i] / 64, column = ids[i] % 64;
         uint32_t* to = (uint32_t*)y + i * steps;
+        const uint32_t* const pairs = (const uint32_t*)tile + column;
         for (int64_t first = 0; first < steps; first += squeezed::TILE) {
             const int64_t end = smaller(steps, first + squeezed::TILE);
             squeezed::widen(*call, tables, block, first, end, tile);
-            for (int64_t step = first; step < end; ++step) *to++ = ((const uint32_t*)tile)[(step - first) * 64 + column];
+            for (int64_t step = first; step < end; ++step) *to++ = pairs[(step - first) * 64];
         }
     });
     return OK;

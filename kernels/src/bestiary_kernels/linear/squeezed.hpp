@@ -1,8 +1,9 @@
 // Weights of bfloat16 in twelve bits, exactly, and how some of them are made wide again. Knows no product.
 //
-// Of a weight's eight bits of exponent four say as much: fifteen exponents cover all but some ten thousandths of a trained
-// matrix. A step is 192 bytes: of 64 pairs of weights the signs and mantissas, a byte each, then the exponents' codes, half
-// a byte each. Code 15 is exponent 0, and what no code stands for: such weights are listed beside, tile by tile, whole.
+// Of a weight's eight bits of exponent four say as much: fifteen exponents cover all but some ten thousandths of a
+// trained matrix. A step is 192 bytes: of 64 pairs of weights the signs and mantissas, a byte each, then the exponents'
+// codes, half a byte each. Code 15 is exponent 0, and what no code stands for: such weights are listed beside, tile by
+// tile, whole.
 #pragma once
 
 #include "../simd.hpp"

@@ -42,9 +42,12 @@ class Squeezed:
 
     @classmethod
     def of(cls, packed: Tensor, outputs: int) -> Squeezed | None:
-        """The same weight in twelve bits, or None where that is not worth it or this machine has no kernels for it."""
+        """The same weight in twelve bits, or None where that is not worth it or this machine has no kernels for it.
+
+        Raises ValueError where the variable says neither 0 nor 1.
+        """
         kernels = library.native(packed)
-        if kernels is None or kernels.squeeze is None or os.environ.get(VARIABLE) == "0" or packed.nbytes < _LEAST:
+        if not _is_wanted() or kernels is None or kernels.squeeze is None or packed.nbytes < _LEAST:
             return None
         exponents = _commonest(packed)
         tiles = -(-packed.shape[1] // reference.SQUEEZED_TILE)
@@ -88,6 +91,13 @@ class Squeezed:
     def packed(self) -> Tensor:
         """The weight as it was, in memory of its own."""
         return self.widen(torch.empty(reference.packed_shape(self.outputs, self.inputs), dtype=torch.bfloat16))
+
+
+def _is_wanted() -> bool:
+    said = os.environ.get(VARIABLE, "1")
+    if said not in ("0", "1"):
+        raise ValueError(f"{VARIABLE}={said!r} is unknown; choose 0 or 1")
+    return said == "1"
 
 
 def _commonest(packed: Tensor) -> Tensor:

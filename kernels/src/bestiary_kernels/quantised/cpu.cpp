@@ -69,14 +69,17 @@ template <> struct Meeting<bf16> {
     static constexpr int PARTS = 1;
     template <int bits> static void widen_step(const char* at, Operand* to) {
         if constexpr (bits == 8) {
-            // Bytes are interleaved within the four lanes of a register: eight of the first 16 outputs in each, then of the rest.
+            // Bytes are interleaved within the four lanes of a register: eight of the first 16 outputs in each, then of
+            // the rest.
             const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8(-128);
 #pragma GCC unroll 2
             for (int half = 0; half < 2; ++half) {
-                const __m512i codes = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(at + half * 64)), size = _mm512_abs_epi8(codes);
+                const __m512i codes = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(at + half * 64));
+                const __m512i size = _mm512_abs_epi8(codes);
                 const __m512i low = _mm512_permutex2var_epi8(table(0), size, table(1));
                 // The sign's bit joins what the table says: high | (codes & sign).
-                const __m512i high = _mm512_ternarylogic_epi64(_mm512_permutex2var_epi8(table(2), size, table(3)), codes, sign, 0xf8);
+                const __m512i high = _mm512_ternarylogic_epi64(_mm512_permutex2var_epi8(table(2), size, table(3)),
+                                                               codes, sign, 0xf8);
                 to[2 * half] = (Operand)_mm512_unpacklo_epi8(low, high);
                 to[2 * half + 1] = (Operand)_mm512_unpackhi_epi8(low, high);
             }
@@ -223,7 +226,8 @@ template <class T, int bits> struct Product {
             if (rows <= DIRECT_ROWS) {
                 for (int64_t s = 0; s < spans; ++s) {
                     const int64_t step = s * width, n = smaller(width, end - first - step);
-                    add_rows(rows, Direct{at + step * Codes<bits>::BYTES}, Rows{x + 2 * (first + step), call.inputs}, n, scales + s * COLUMNS, sums);
+                    add_rows(rows, Direct{at + step * Codes<bits>::BYTES}, Rows{x + 2 * (first + step), call.inputs}, n,
+                             scales + s * COLUMNS, sums);
                 }
                 return;
             }
@@ -299,9 +303,10 @@ template <class T, int bits> struct Product {
         finished = (int32_t*)(inputs + num_inputs);
         memset(finished, 0, size_t(blocks) * sizeof *finished);
         const Product& all = *this;
-        if (packs) share((rows + ROWS - 1) / ROWS, 1, num_inputs > WORTH_SHARING / 8, [&](int64_t group) { all.pack(group); });
-        share(blocks * pieces, blocks * pieces / (PIECES_EACH * omp_get_max_threads()) + 1, blocks * steps * 2 * COLUMNS * rows > WORTH_SHARING,
-              [&](int64_t number) { all.unit(number); });
+        if (packs)
+            share((rows + ROWS - 1) / ROWS, 1, num_inputs > WORTH_SHARING / 8, [&](int64_t group) { all.pack(group); });
+        const int64_t units = blocks * pieces, chunk = units / (PIECES_EACH * omp_get_max_threads()) + 1;
+        share(units, chunk, blocks * steps * 2 * COLUMNS * rows > WORTH_SHARING, [&](int64_t number) { all.unit(number); });
         return OK;
     }
 };
