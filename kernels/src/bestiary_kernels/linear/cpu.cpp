@@ -5,10 +5,9 @@
 // The same in twelve bits: squeezed.hpp, from which the near steps are made wide before they are met.
 // float32: rows [N][K] as they are.
 #include "squeezed.hpp"
+#include "walk.hpp"
 
 namespace {
-
-constexpr int COLUMNS = 64;
 
 struct PackedCall {
     const void *weight, *bias;  // the bias has N elements of the weight's type, or is null
@@ -17,25 +16,16 @@ struct PackedCall {
 
 #if defined(__AVX512BF16__)
 
-constexpr int VECTORS = COLUMNS / W;
-// Rows that the registers hold beside a block's weights, and rows that one call takes.
-constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
-typedef Floats Sums[VECTORS];
-
-// Steps of a block that are near while one group of rows after the other reads them, and what shall come meanwhile.
-struct Near {
-    const char* weights;
-    const char* ahead;
-};
-
 // Where a block's weights come from: as they lie, in the second cache from the first group of rows on (128 KiB).
 struct Packed {
     const PackedCall& call;
     static constexpr int AHEAD_BYTES = 256;  // that a step takes
     static constexpr bool ALWAYS_AHEAD = true;
+    typedef Wide Few;
     struct Room {};
     static int64_t near_steps(int64_t) { return 512; }
-    Near bring(int64_t block, int64_t first, int64_t, Room&) const {
+    static Floats settled(Floats sum, int64_t) { return sum; }
+    Near bring(int64_t block, int64_t first, int64_t, bool, Room&) const {
         const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * COLUMNS * 4;
         return {at, at + 4096};
     }
@@ -48,12 +38,14 @@ struct Squeezed {
     squeezed::Tables tables{call.exponents};
     static constexpr int AHEAD_BYTES = squeezed::BYTES;
     static constexpr bool ALWAYS_AHEAD = false;
+    typedef Wide Few;
     static constexpr int64_t FEW_ROWS = 2 * TOGETHER_ROWS, MOST_STEPS = 2 * squeezed::TILE;
     struct alignas(64) Room {
         char weights[MOST_STEPS * COLUMNS * 4];
     };
     static int64_t near_steps(int64_t rows) { return rows <= FEW_ROWS ? squeezed::TILE : MOST_STEPS; }
-    Near bring(int64_t block, int64_t first, int64_t end, Room& room) const {
+    static Floats settled(Floats sum, int64_t) { return sum; }
+    Near bring(int64_t block, int64_t first, int64_t end, bool, Room& room) const {
         for (int64_t step = first, next; step < end; step = next) {
             next = smaller(end, (step / squeezed::TILE + 1) * squeezed::TILE);
             squeezed::widen(call, tables, block, step, next, room.weights + (step - first) * COLUMNS * 4);
@@ -61,125 +53,6 @@ struct Squeezed {
         return {room.weights, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
     }
 };
-
-// sums[row][64] += x[row] * weights, in `steps` steps of two inputs.
-template <int rows, int ahead_bytes, bool once>
-inline void multiply_block(Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
-    Floats local[rows][VECTORS];
-    memcpy(local, sums, sizeof local);
-    for (int64_t step = 0; step < steps; ++step) {
-        const char* const at = near.weights + step * COLUMNS * 4;
-#pragma GCC unroll 4
-        for (int line = 0; line < ahead_bytes; line += 64)
-            __builtin_prefetch(near.ahead + step * ahead_bytes + line, 0, once ? 0 : 3);
-        __m512bh w[VECTORS];
-#pragma GCC unroll 4
-        for (int c = 0; c < VECTORS; ++c) w[c] = (__m512bh)read_as<Floats>(at + c * 64);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r) {
-            const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
-#pragma GCC unroll 4
-            for (int c = 0; c < VECTORS; ++c) local[r][c] = (Floats)_mm512_dpbf16_ps((__m512)local[r][c], w[c], pair);
-        }
-    }
-    memcpy(sums, local, sizeof local);
-}
-
-template <int ahead_bytes, bool once = false>
-inline void multiply_group(int64_t rows, Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
-    switch (rows) {
-        case 1: return multiply_block<1, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 2: return multiply_block<2, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 3: return multiply_block<3, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 4: return multiply_block<4, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 5: return multiply_block<5, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 6: return multiply_block<6, ahead_bytes, once>(near, x, x_stride, steps, sums);
-    }
-}
-
-// All rows in groups of nearly equal size: each reads the weights that the one before has brought near.
-template <class Source>
-inline void multiply_groups(const Source& source, int64_t block, const bf16* x, int64_t x_stride, int64_t rows,
-                            int64_t from, int64_t to, Sums* sums) {
-    const int64_t groups = (rows + TOGETHER_ROWS - 1) / TOGETHER_ROWS, most = Source::near_steps(rows);
-    typename Source::Room room;
-    for (int64_t begin = from, end; begin < to; begin = end) {
-        end = smaller(to, begin + most);
-        const Near near = source.bring(block, begin, end, room);
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
-            const bf16* const at = x + first * x_stride + 2 * begin;
-            if (groups == 1)
-                multiply_group<Source::AHEAD_BYTES, true>(some, near, at, x_stride, end - begin, sums + first);
-            else if (group == 0 || Source::ALWAYS_AHEAD)
-                multiply_group<Source::AHEAD_BYTES>(some, near, at, x_stride, end - begin, sums + first);
-            else
-                multiply_group<0>(some, near, at, x_stride, end - begin, sums + first);
-        }
-    }
-}
-
-template <class Call>
-inline void write_block(const Call& call, int64_t block, const Sums* sums, int64_t rows, bf16* y) {
-    const int64_t first = block * COLUMNS;
-    for (int c = 0; c < VECTORS; ++c) {
-        const int64_t column = first + c * W;
-        const int n = int(smaller<int64_t>(W, call.outputs - column));
-        if (n <= 0) return;
-        Floats bias{};
-        if (call.bias) bias = load_up_to((const bf16*)call.bias + column, n);
-        for (int64_t r = 0; r < rows; ++r) store_up_to(y + r * call.outputs + column, sums[r][c] + bias, n);
-    }
-}
-
-// The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread, which take them in turns: a
-// core that another program borrows delays one piece. A block that a cut divides is finished after the region.
-template <class Source>
-inline int multiply_packed(const Source& source, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
-    constexpr int most_threads = 256, pieces_each = 4;
-    constexpr int64_t least_steps = 256;  // 64 KiB of weights
-    const auto& call = source.call;
-    const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
-    const int64_t threads = total * rows < 512 ? 1 : smaller(omp_get_max_threads(), most_threads);
-    const int64_t pieces = threads == 1 ? 1 : smaller(pieces_each * threads, threads + total / least_steps);
-    const int64_t most_edges = 2 * pieces;
-    // Sums of the blocks that a cut divides, and those blocks' numbers.
-    Sums* const edge_sums = (Sums*)scratch(size_t(most_edges * rows) * sizeof(Sums) + size_t(most_edges) * 8);
-    if (!edge_sums) return NO_MEMORY;
-    int64_t* const edge_block = (int64_t*)(edge_sums + most_edges * rows);
-    for (int64_t i = 0; i < most_edges; ++i) edge_block[i] = -1;
-    const auto walk = [&](int64_t piece) {
-        Floats sums[MOST_ROWS][VECTORS];
-        int64_t at = total * piece / pieces;
-        const int64_t end = total * (piece + 1) / pieces;
-        int64_t edge = 2 * piece;
-        while (at < end) {
-            const int64_t block = at / steps, from = at - block * steps, to = smaller(steps, from + end - at);
-            memset(sums, 0, size_t(rows) * sizeof(Sums));
-            multiply_groups(source, block, x, x_stride, rows, from, to, sums);
-            if (to - from == steps) {
-                write_block(call, block, sums, rows, y);
-            } else {
-                edge_block[edge] = block;
-                memcpy(edge_sums + edge++ * rows, sums, size_t(rows) * sizeof(Sums));
-            }
-            at += to - from;
-        }
-    };
-    share(pieces, 1, pieces > 1, walk);
-    for (int64_t i = 0; i < most_edges; ++i) {
-        if (edge_block[i] < 0) continue;
-        Sums* const sums = edge_sums + i * rows;
-        for (int64_t j = i + 1; j < most_edges; ++j) {
-            if (edge_block[j] != edge_block[i]) continue;
-            for (int64_t r = 0; r < rows; ++r)
-                for (int c = 0; c < VECTORS; ++c) sums[r][c] += edge_sums[j * rows + r][c];
-            edge_block[j] = -1;
-        }
-        write_block(call, edge_block[i], sums, rows, y);
-    }
-    return OK;
-}
 
 #endif
 
@@ -231,20 +104,12 @@ template <int rows> int multiply_all_rows(const PackedCall& call, const float* x
 // x [rows, K] of any stride between rows and y [rows, N], dense; at most 64 rows.
 EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
     if (rows < 0 || rows > MOST_ROWS) return BAD_ROW;
-    return rows ? multiply_packed(Packed{*call}, (const bf16*)x, x_stride, (bf16*)y, rows) : OK;
+    return rows ? multiply_few(Packed{*call}, (const bf16*)x, x_stride, (bf16*)y, rows) : OK;
 }
 
 // The same of a squeezed weight, to the bit, and of any number of rows: in passes of nearly equal size.
 EXPORT(int, linear_squeezed)(const SqueezedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
-    if (rows < 0) return BAD_ROW;
-    const int64_t passes = (rows + MOST_ROWS - 1) / MOST_ROWS;
-    for (int64_t pass = 0; pass < passes; ++pass) {
-        const int64_t first = rows * pass / passes, some = rows * (pass + 1) / passes - first;
-        bf16* const to = (bf16*)y + first * call->outputs;
-        const int status = multiply_packed(Squeezed{*call}, (const bf16*)x + first * x_stride, x_stride, to, some);
-        if (status != OK) return status;
-    }
-    return OK;
+    return multiply_any_rows(Squeezed{*call}, (const bf16*)x, x_stride, (bf16*)y, rows);
 }
 
 #endif

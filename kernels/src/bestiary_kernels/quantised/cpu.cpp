@@ -4,25 +4,17 @@
 // it is 32 words of four codes: code j of word 2 c + i is that of output 16 j + c and input i. A tile of some steps is
 // widened where the first cache keeps it, and all rows take turns over it: memory is read once, and only the codes.
 // Products are exact in float32 and so are the sums' order and places of rounding the same whatever the number of rows.
-#include "../simd.hpp"
+// int8 that meets bfloat16 in pairs goes the way of int8.hpp.
+#include "int8.hpp"
 
 namespace {
-
-struct QuantisedCall {
-    const void *weight, *scales, *bias;  // the bias has N elements of x's type, or is null
-    int64_t outputs, inputs;             // inputs are even: x has a column of zeros where the weight has an odd number
-    int64_t bits, group, is_bf16;        // int8: a float a row; int4: a bfloat16 a group of inputs, [blocks][groups][64]
-};
-
 namespace quantised {
 
-// Outputs of a block, steps of a tile, and rows that one pass over the weight takes.
-constexpr int COLUMNS = 64, TILE = 32, MOST_ROWS = 128, DIRECT_ROWS = 6, VECTORS = COLUMNS / W;
+// Steps of a tile, and rows that one pass over the weight takes.
+constexpr int TILE = 32, PASS_ROWS = 128, DIRECT_ROWS = 6, VECTORS = COLUMNS / W;
 // Rows that go together, and the vectors of outputs that the registers hold sums of for so many rows.
 constexpr int ROWS = 6;
 constexpr int wide_for(int rows) { return W == 16 ? 4 : rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
-// Bytes that are asked for ahead of their use: a tile comes while the rows take their turns over the one before.
-constexpr int64_t AHEAD = 4096;
 // Multiplications below which a region costs more than it gains.
 constexpr int64_t WORTH_SHARING = 65536;
 // Runs of units that a thread has at least, each one straight line of memory.
@@ -68,46 +60,13 @@ template <> struct Meeting<bf16> {
     typedef __m512bh Operand;
     static constexpr int PARTS = 1;
     template <int bits> static void widen_step(const char* at, Operand* to) {
-        if constexpr (bits == 8) {
-            // Bytes are interleaved within the four lanes of a register: eight of the first 16 outputs in each, then of
-            // the rest.
-            const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8(-128);
-#pragma GCC unroll 2
-            for (int half = 0; half < 2; ++half) {
-                const __m512i codes = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(at + half * 64));
-                const __m512i size = _mm512_abs_epi8(codes);
-                const __m512i low = _mm512_permutex2var_epi8(table(0), size, table(1));
-                // The sign's bit joins what the table says: high | (codes & sign).
-                const __m512i high = _mm512_ternarylogic_epi64(_mm512_permutex2var_epi8(table(2), size, table(3)),
-                                                               codes, sign, 0xf8);
-                to[2 * half] = (Operand)_mm512_unpacklo_epi8(low, high);
-                to[2 * half + 1] = (Operand)_mm512_unpackhi_epi8(low, high);
-            }
-        } else {
-            // Of an index the instruction looks at five bits: the table has every number twice.
-            const __m512i table = table_of_codes(), words = _mm512_loadu_si512(at);
-            to[0] = (Operand)_mm512_permutexvar_epi16(words, table);
-            to[1] = (Operand)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table);
-            to[2] = (Operand)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), table);
-            to[3] = (Operand)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), table);
-        }
-    }
-    // 0 .. 127 in bfloat16: the lower byte of each in two vectors, and the upper one.
-    static __m512i table(int part) {
-        struct Table {
-            uint8_t bytes[4][64];
-            constexpr Table() : bytes{} {
-                for (int number = 1; number < 128; ++number) {
-                    int exponent = 0;
-                    while (number >> (exponent + 1)) ++exponent;
-                    const int bits = (127 + exponent) << 7 | (number << (7 - exponent) & 127);
-                    bytes[number / 64][number % 64] = uint8_t(bits);
-                    bytes[2 + number / 64][number % 64] = uint8_t(bits >> 8);
-                }
-            }
-        };
-        alignas(64) static constexpr Table numbers;
-        return _mm512_load_si512(numbers.bytes[part]);
+        static_assert(bits == 4, "int8.hpp has the others");
+        // Of an index the instruction looks at five bits: the table has every number twice.
+        const __m512i table = table_of_codes(), words = _mm512_loadu_si512(at);
+        to[0] = (Operand)_mm512_permutexvar_epi16(words, table);
+        to[1] = (Operand)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 4), table);
+        to[2] = (Operand)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 8), table);
+        to[3] = (Operand)_mm512_permutexvar_epi16(_mm512_srli_epi16(words, 12), table);
     }
     static __m512i table_of_codes() {
         // 0 .. 7, -8 .. -1 in bfloat16.
@@ -278,7 +237,7 @@ template <class T, int bits> struct Product {
     }
 
     void unit(int64_t number) const {
-        alignas(64) float own[MOST_ROWS * COLUMNS];
+        alignas(64) float own[PASS_ROWS * COLUMNS];
         const int64_t block = number / pieces, piece = number % pieces, tiles = (steps + TILE - 1) / TILE;
         float* const sums = pieces == 1 ? own : partial + number * rows * COLUMNS;
         memset(sums, 0, size_t(rows) * COLUMNS * sizeof *sums);
@@ -313,17 +272,22 @@ template <class T, int bits> struct Product {
 
 template <class T, int bits> int multiply(const QuantisedCall& call, const T* x, T* y, int64_t rows) {
     const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS;
-    for (int64_t row = 0; row < rows; row += MOST_ROWS) {
-        Product<T, bits> product{call, x + row * call.inputs, y + row * call.outputs, smaller<int64_t>(MOST_ROWS, rows - row),
+    for (int64_t row = 0; row < rows; row += PASS_ROWS) {
+        Product<T, bits> product{call, x + row * call.inputs, y + row * call.outputs, smaller<int64_t>(PASS_ROWS, rows - row),
                                  steps, blocks, 1};
         if (const int status = product.run()) return status;
     }
     return OK;
 }
 
-template <class T> int multiply_any(const QuantisedCall& call, const void* x, void* y, int64_t rows) {
-    return call.bits == 8 ? multiply<T, 8>(call, (const T*)x, (T*)y, rows)
-                          : multiply<T, 4>(call, (const T*)x, (T*)y, rows);
+template <class T> int multiply_any(const QuantisedCall& call, const T* x, T* y, int64_t rows) {
+    if (call.bits == 4) return multiply<T, 4>(call, x, y, rows);
+#if defined(__AVX512BF16__)
+    if constexpr (__is_same(T, bf16))
+        return multiply_any_rows(Int8{call}, x, call.inputs, y, rows);
+    else
+#endif
+        return multiply<T, 8>(call, x, y, rows);
 }
 
 }  // namespace quantised
@@ -332,6 +296,6 @@ template <class T> int multiply_any(const QuantisedCall& call, const void* x, vo
 // x [rows, K] and y [rows, N], both dense.
 EXPORT(int, quantised_linear)(const QuantisedCall* call, const void* x, void* y, int64_t rows) {
     if (rows < 0) return BAD_ROW;
-    return call->is_bf16 ? quantised::multiply_any<bf16>(*call, x, y, rows)
-                         : quantised::multiply_any<float>(*call, x, y, rows);
+    return call->is_bf16 ? quantised::multiply_any(*call, (const bf16*)x, (bf16*)y, rows)
+                         : quantised::multiply_any(*call, (const float*)x, (float*)y, rows);
 }

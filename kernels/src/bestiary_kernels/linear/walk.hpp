@@ -1,0 +1,171 @@
+// The product of a few rows with a matrix of bfloat16 that comes from a source: as it lies, or made wide when it is near.
+//
+// A matrix is a line of blocks of 64 outputs, in each the inputs two by two (a step). A source says how many steps shall be
+// near at a time, brings them, and settles what a sum means. Sums go through the inputs in their order, whatever the
+// number of rows, and are cut where the threads' pieces are, so that a row comes out alike in any company.
+#pragma once
+
+#include "../simd.hpp"
+
+namespace {
+
+constexpr int COLUMNS = 64;
+
+#if defined(__AVX512BF16__)
+
+constexpr int VECTORS = COLUMNS / W;
+// Rows that the registers hold beside a block's weights, and rows that one call takes.
+constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
+typedef Floats Sums[VECTORS];
+
+// Steps of a block that are near while one group of rows after the other reads them, and what shall come meanwhile.
+struct Near {
+    const char* weights;
+    const char* ahead;
+};
+
+// A step as bfloat16, to four vectors of 16 outputs, two inputs each.
+struct Wide {
+    static constexpr int BYTES = 4 * COLUMNS;
+    static void take(const char* at, __m512bh* w) {
+#pragma GCC unroll 4
+        for (int c = 0; c < VECTORS; ++c) w[c] = (__m512bh)read_as<Floats>(at + c * 64);
+    }
+};
+
+// sums[row][64] += x[row] * weights, in `steps` steps of two inputs.
+template <class Take, int rows, int ahead_bytes, bool once>
+inline void multiply_block(Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
+    Floats local[rows][VECTORS];
+    memcpy(local, sums, sizeof local);
+    for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 4
+        for (int line = 0; line < ahead_bytes; line += 64)
+            __builtin_prefetch(near.ahead + step * ahead_bytes + line, 0, once ? 0 : 3);
+        __m512bh w[VECTORS];
+        Take::take(near.weights + step * Take::BYTES, w);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r) {
+            const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
+#pragma GCC unroll 4
+            for (int c = 0; c < VECTORS; ++c) local[r][c] = (Floats)_mm512_dpbf16_ps((__m512)local[r][c], w[c], pair);
+        }
+    }
+    memcpy(sums, local, sizeof local);
+}
+
+template <class Take, int ahead_bytes, bool once = false>
+inline void multiply_group(int64_t rows, Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
+    switch (rows) {
+        case 1: return multiply_block<Take, 1, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 2: return multiply_block<Take, 2, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 3: return multiply_block<Take, 3, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 4: return multiply_block<Take, 4, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 5: return multiply_block<Take, 5, ahead_bytes, once>(near, x, x_stride, steps, sums);
+        case 6: return multiply_block<Take, 6, ahead_bytes, once>(near, x, x_stride, steps, sums);
+    }
+}
+
+// All rows in groups of nearly equal size: each reads the weights that the one before has brought near.
+template <class Source>
+inline void multiply_groups(const Source& source, int64_t block, const bf16* x, int64_t x_stride, int64_t rows,
+                            int64_t from, int64_t to, Sums* sums) {
+    const int64_t groups = (rows + TOGETHER_ROWS - 1) / TOGETHER_ROWS, most = Source::near_steps(rows);
+    typename Source::Room room;
+    for (int64_t begin = from, end; begin < to; begin = end) {
+        end = smaller(to, begin + most);
+        const Near near = source.bring(block, begin, end, groups == 1, room);
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
+            const bf16* const at = x + first * x_stride + 2 * begin;
+            if (groups == 1)
+                multiply_group<typename Source::Few, Source::AHEAD_BYTES, true>(some, near, at, x_stride, end - begin,
+                                                                                sums + first);
+            else if (group == 0 || Source::ALWAYS_AHEAD)
+                multiply_group<Wide, Source::AHEAD_BYTES>(some, near, at, x_stride, end - begin, sums + first);
+            else
+                multiply_group<Wide, 0>(some, near, at, x_stride, end - begin, sums + first);
+        }
+    }
+}
+
+template <class Source>
+inline void write_block(const Source& source, int64_t block, const Sums* sums, int64_t rows, bf16* y) {
+    const auto& call = source.call;
+    const int64_t first = block * COLUMNS;
+    for (int c = 0; c < VECTORS; ++c) {
+        const int64_t column = first + c * W;
+        const int n = int(smaller<int64_t>(W, call.outputs - column));
+        if (n <= 0) return;
+        Floats bias{};
+        if (call.bias) bias = load_up_to((const bf16*)call.bias + column, n);
+        for (int64_t r = 0; r < rows; ++r) 
+            store_up_to(y + r * call.outputs + column, source.settled(sums[r][c], column) + bias, n);
+    }
+}
+
+// The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread, which take them in turns: a
+// core that another program borrows delays one piece. A block that a cut divides is finished after the region.
+template <class Source>
+inline int multiply_few(const Source& source, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
+    constexpr int most_threads = 256, pieces_each = 4;
+    constexpr int64_t least_steps = 256;  // 64 KiB of weights
+    const auto& call = source.call;
+    const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
+    const int64_t threads = smaller(omp_get_max_threads(), most_threads);
+    const int64_t pieces = smaller(pieces_each * threads, 1 + total / least_steps);
+    const int64_t most_edges = 2 * pieces;
+    // Sums of the blocks that a cut divides, and those blocks' numbers.
+    Sums* const edge_sums = (Sums*)scratch(size_t(most_edges * rows) * sizeof(Sums) + size_t(most_edges) * 8);
+    if (!edge_sums) return NO_MEMORY;
+    int64_t* const edge_block = (int64_t*)(edge_sums + most_edges * rows);
+    for (int64_t i = 0; i < most_edges; ++i) edge_block[i] = -1;
+    const auto walk = [&](int64_t piece) {
+        Floats sums[MOST_ROWS][VECTORS];
+        int64_t at = total * piece / pieces;
+        const int64_t end = total * (piece + 1) / pieces;
+        int64_t edge = 2 * piece;
+        while (at < end) {
+            const int64_t block = at / steps, from = at - block * steps, to = smaller(steps, from + end - at);
+            memset(sums, 0, size_t(rows) * sizeof(Sums));
+            multiply_groups(source, block, x, x_stride, rows, from, to, sums);
+            if (to - from == steps) {
+                write_block(source, block, sums, rows, y);
+            } else {
+                edge_block[edge] = block;
+                memcpy(edge_sums + edge++ * rows, sums, size_t(rows) * sizeof(Sums));
+            }
+            at += to - from;
+        }
+    };
+    share(pieces, 1, total * rows >= 512, walk);
+    for (int64_t i = 0; i < most_edges; ++i) {
+        if (edge_block[i] < 0) continue;
+        Sums* const sums = edge_sums + i * rows;
+        for (int64_t j = i + 1; j < most_edges; ++j) {
+            if (edge_block[j] != edge_block[i]) continue;
+            for (int64_t r = 0; r < rows; ++r)
+                for (int c = 0; c < VECTORS; ++c) sums[r][c] += edge_sums[j * rows + r][c];
+            edge_block[j] = -1;
+        }
+        write_block(source, edge_block[i], sums, rows, y);
+    }
+    return OK;
+}
+
+// Any number of rows, in passes of nearly equal size.
+template <class Source>
+inline int multiply_any_rows(const Source& source, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
+    if (rows < 0) return BAD_ROW;
+    const int64_t passes = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+        const int64_t first = rows * pass / passes, some = rows * (pass + 1) / passes - first;
+        const int status = multiply_few(source, x + first * x_stride, x_stride, y + first * source.call.outputs, some);
+        if (status != OK) return status;
+    }
+    return OK;
+}
+
+#endif
+
+}  // namespace
