@@ -1,7 +1,7 @@
-// The product of a few rows with a matrix of bfloat16 that comes from a source: as it lies, or made wide when it is near.
+// The product of a few rows with a matrix of bfloat16 from a source: as it lies, or made wide when it is near.
 //
-// A matrix is a line of blocks of 64 outputs, in each the inputs two by two (a step). A source says how many steps shall be
-// near at a time, brings them, and settles what a sum means. Sums go through the inputs in their order, whatever the
+// A matrix is a line of blocks of 64 outputs, in each the inputs two by two (a step). A source says how many steps shall
+// be near at a time, brings them, and settles what a sum means. Sums go through the inputs in their order, whatever the
 // number of rows, and are cut where the threads' pieces are, so that a row comes out alike in any company.
 #pragma once
 
@@ -104,8 +104,8 @@ inline void write_block(const Source& source, int64_t block, const Sums* sums, i
     }
 }
 
-// The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread, which take them in turns: a
-// core that another program borrows delays one piece. A block that a cut divides is finished after the region.
+// The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread, which take them in turns:
+// a core that another program borrows delays one piece. A block that a cut divides is finished after the loop.
 template <class Source>
 inline int multiply_few(const Source& source, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
     constexpr int most_threads = 256, pieces_each = 4;

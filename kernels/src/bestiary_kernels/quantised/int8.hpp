@@ -58,8 +58,8 @@ struct Codes8 {
     }
 };
 
-// For few rows codes go from memory to registers, for more a room is made wide first. A row's scale waits for the end of
-// its sum.
+// For few rows codes go from memory to registers, for more a room is made wide first. An output's scale waits for the
+// end of its sum.
 struct Int8 {
     const QuantisedCall& call;
     typedef Codes8 Few;
