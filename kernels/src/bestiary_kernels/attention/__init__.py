@@ -32,8 +32,8 @@ def paged_attention(
     q is [T, Hq, D], tokens may be strided; the caches are [blocks, Hk, B, D], each block dense, and Hk divides Hq.
     block_tables is int32 [S, max_blocks], query_starts int32 [S + 1] (cumulative, from 0 to T), context_lens int32 [S]:
     all tokens of the sequence, this step's included. Query i of a sequence stands at context_len - query_len + i and
-    sees the keys 0 to there. Computed in float32, rounded once; of bfloat16 weights
-    may be rounded before they meet values. `out` receives the result if given (dense).
+    sees the keys 0 to there. Computed in float32, rounded once; with bfloat16 the weights may be rounded before they
+    meet values. `out` receives the result if given (dense).
 
     `window`: of those keys it sees the last `window`, its own included; blocks wholly before all windows are never
     read, whatever id stands in their place. `visible`, int32 [S]: the first tokens of a sequence that see one another

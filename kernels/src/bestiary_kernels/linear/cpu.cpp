@@ -19,14 +19,14 @@ struct PackedCall {
 // Where a block's weights come from: as they lie, in the second cache from the first group of rows on (128 KiB).
 struct Packed {
     const PackedCall& call;
-    static constexpr int AHEAD_BYTES = 256;  // that a step takes
+    static constexpr int AHEAD_BYTES = Wide::BYTES;
     static constexpr bool ALWAYS_AHEAD = true;
     typedef Wide Few;
     struct Room {};
     static int64_t near_steps(int64_t) { return 512; }
     static Floats settled(Floats sum, int64_t) { return sum; }
     Near bring(int64_t block, int64_t first, int64_t, bool, Room&) const {
-        const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * COLUMNS * 4;
+        const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Wide::BYTES;
         return {at, at + 4096};
     }
 };
@@ -41,14 +41,14 @@ struct Squeezed {
     typedef Wide Few;
     static constexpr int64_t FEW_ROWS = 2 * TOGETHER_ROWS, MOST_STEPS = 2 * squeezed::TILE;
     struct alignas(64) Room {
-        char weights[MOST_STEPS * COLUMNS * 4];
+        char weights[MOST_STEPS * Wide::BYTES];
     };
     static int64_t near_steps(int64_t rows) { return rows <= FEW_ROWS ? squeezed::TILE : MOST_STEPS; }
     static Floats settled(Floats sum, int64_t) { return sum; }
     Near bring(int64_t block, int64_t first, int64_t end, bool, Room& room) const {
         for (int64_t step = first, next; step < end; step = next) {
             next = smaller(end, (step / squeezed::TILE + 1) * squeezed::TILE);
-            squeezed::widen(call, tables, block, step, next, room.weights + (step - first) * COLUMNS * 4);
+            squeezed::widen(call, tables, block, step, next, room.weights + (step - first) * Wide::BYTES);
         }
         return {room.weights, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
     }

@@ -99,7 +99,7 @@ inline void write_block(const Source& source, int64_t block, const Sums* sums, i
         if (n <= 0) return;
         Floats bias{};
         if (call.bias) bias = load_up_to((const bf16*)call.bias + column, n);
-        for (int64_t r = 0; r < rows; ++r) 
+        for (int64_t r = 0; r < rows; ++r)
             store_up_to(y + r * call.outputs + column, source.settled(sums[r][c], column) + bias, n);
     }
 }
