@@ -15,9 +15,9 @@ from bestiary_kernels.attention.paged.triton import attend, join
 __all__ = ["over_pages", "paged_attention"]
 
 _LOG2E = 1.4426950408889634
-#: Times that cutting may fill the GPU: more would even out the end better, and spend more on beginnings. Where one
-#: program takes a whole multiprocessor, those that find nothing to do delay those that do.
-_WAVES, _WAVES_ALONE = 8, 2
+#: Times that cutting may fill the GPU: more would even out the end better, and spend more on beginnings. Of tiles with
+#: many rows there are enough without, mostly, and programs that find nothing to do delay those that do.
+_WAVES, _WAVES_OF_MANY_ROWS = 8, 2
 #: Most bytes of partial results.
 _WORKSPACE = 64 << 20
 #: Programs a multiprocessor that join what was cut, at most.
@@ -34,6 +34,11 @@ class _Tile(NamedTuple):
     warps: int
     stages: int
     busy: int
+
+    @property
+    def registers(self) -> int:
+        """Of a thread, that as many programs find room: a multiprocessor has 65,536, and gives them out by eights."""
+        return min(255, 65536 // (32 * self.warps * self.busy) // 8 * 8)
 
 
 class _Plan(NamedTuple):
@@ -124,7 +129,7 @@ def over_pages(
     sizes = (plan.reach, plan.extra, plan.fill, plan.base)
     shape = {"EVEN": plan.is_even, "GROUP": group, "HEADS": plan.heads, "PAGE": page, "VALUES": values, "OVER": over}
     shape |= {"BLOCK_Q": plan.queries, "BLOCK_N": tile.keys, "BLOCK_V": _power(values), "BLOCK_S": _counted(sequences)}
-    attend[(plan.programs, plan.columns)](
+    attend[(plan.programs * plan.columns,)](
         q, k_cache, v, out, parts, sums, block_tables.contiguous(), starts, lengths, *given, sinks,
         q.stride()[:2], k_cache.stride()[:3], v.stride()[:3], out.stride()[:2],
         # Weights are powers of 2; what is capped is divided first.
@@ -132,7 +137,8 @@ def over_pages(
         tokens, sequences, blocks, pages, *sizes,
         CAUSAL=causal, SHARED=v_cache is None, SPLIT=plan.is_cut,
         FOLDS=scale > 0 and softcap is None and slopes is None, WIDTH=width, CUT=cut,
-        BLOCK_M=tile.rows, BLOCK_D=block_d, BLOCK_E=block_e, **shape, num_warps=tile.warps, num_stages=tile.stages,
+        COLUMNS=plan.columns, BLOCK_M=tile.rows, BLOCK_D=block_d, BLOCK_E=block_e, **shape,
+        num_warps=tile.warps, num_stages=tile.stages, maxnreg=tile.registers,
     )  # fmt: skip
     if plan.is_cut:
         join[(plan.joined, plan.columns, plan.joiners)](
@@ -151,15 +157,15 @@ def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Ti
     # Without more tokens than sequences each has about one; else one of them may have all that are more.
     rows = max(16, _power(group if tokens <= sequences else (tokens - sequences + 1) * group))
     if size > 2:  # no tensor cores: the registers hold little more than what is summed up
-        return _Tile(min(rows, 32), 32, 4, 3, 3) if width <= 128 else _Tile(16, 16, 4, 3, 3)
+        return _Tile(min(rows, 32), 32, 4, 3, 2) if width <= 128 else _Tile(16, 16, 4, 3, 3)
     if width > 256:  # latent rows
         return _Tile(16, 32, 4, 5, 2) if rows == 16 else _Tile(min(rows, 64), 32, 8, 3, 1)
     if rows <= 32:
         return _Tile(rows, 32, 4, 5, 3 if rows == 16 else 2) if width > 128 else _Tile(rows, 64, 4, 3, 3)
-    if rows > 128 and width <= 128 and tokens * group >= 256 * sequences:
-        return _Tile(256, 64, 8, 3, 1) if tokens >= 4096 * sequences else _Tile(128, 128, 8, 3, 1)
     if rows > 64 and tokens * group >= 128 * sequences:
-        return _Tile(128, 32, 8, 3, 1) if width > 128 else _Tile(128, 64, 8, 5, 1)
+        if width <= 64:
+            return _Tile(128, 64, 4, 5, 2)
+        return _Tile(128, 64, 8, 3, 2 if width <= 128 else 1)
     return _Tile(64, 32, 8, 3, 1) if width > 128 else _Tile(64, 64, 4, 3, 2)
 
 
@@ -177,7 +183,7 @@ def _plan(
     # Cut tiles become fewer than two entries for each that cutting adds. Few tiles can be cut so that they fill the GPU
     # once; only of many it takes several times to come out even, and programs that find nothing to do cost time too.
     room = _WORKSPACE // (8 * columns * queries * heads * values)
-    waves = _WAVES if tile.busy > 1 else _WAVES_ALONE
+    waves = _WAVES if tile.rows < 128 else _WAVES_OF_MANY_ROWS
     extra = max(1, min(-(-waves * tiles // fill) * fill, waves * fill, room))
     # One sequence with as many tiles is never cut.
     is_cut = reach > tile.keys and (is_even or not (sequences == 1 and -(-tokens // queries) >= extra))

@@ -52,18 +52,18 @@ def _pieces(x, real, CUT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constex
 
 @triton.jit
 def _piece(
-    sequence, begin, queries, context, tile, first_piece, end_piece, all_pieces, slot,
+    column, sequence, begin, queries, context, tile, first_piece, end_piece, all_pieces, slot,
     q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges, sinks,
     q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
     EVEN: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, FOLDS: tl.constexpr,
     GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
-    VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    VALUES: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries and some of the pieces of its keys: the result if these are all, else a partial one."""
     HEAD_TILES: tl.constexpr = (GROUP + HEADS - 1) // HEADS
-    row, head_tile = tl.arange(0, BLOCK_M), tl.program_id(1) % HEAD_TILES
-    kv_head = (tl.program_id(1) // HEAD_TILES).to(tl.int64)
+    row, head_tile = tl.arange(0, BLOCK_M), column % HEAD_TILES
+    kv_head = (column // HEAD_TILES).to(tl.int64)
     query, member = tile * BLOCK_Q + row // HEADS, head_tile * HEADS + row % HEADS
     real = (row < BLOCK_Q * HEADS) & (query < queries) & (member < GROUP)
     head, token = kv_head * GROUP + member, (begin + query).to(tl.int64)
@@ -102,7 +102,7 @@ def _piece(
         tl.store(at[:, None] + v[None, :], mixed.to(out.dtype.element_ty), mask=mask)
     elif SPLIT:
         ROWS: tl.constexpr = BLOCK_Q * HEADS
-        place = (slot.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)) * ROWS + row
+        place = (slot.to(tl.int64) * COLUMNS + column) * ROWS + row
         tl.store(parts + place[:, None] * VALUES + v[None, :], mixed, mask=mask)
         tl.store(sums + place * 2, largest, mask=real)
         tl.store(sums + place * 2 + 1, weight, mask=real)
@@ -115,14 +115,14 @@ def attend(
     tokens, sequences, blocks, pages, reach, extra, fill, base,
     EVEN: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, SPLIT: tl.constexpr, FOLDS: tl.constexpr,
     GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
-    VALUES: tl.constexpr, OVER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
+    VALUES: tl.constexpr, COLUMNS: tl.constexpr, OVER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The program's part of all keys, or its entry of the list."""
-    program = tl.program_id(0)
+    """The program's part of all keys, or its entry of the list; the longest entries of all heads begin first."""
+    program, column = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS
     if EVEN:
         size, total, sequence, past = part(
-            program, tl.num_programs(0), starts, lengths, tokens, sequences, reach, OVER, BLOCK_N, BLOCK_S
+            program, tl.num_programs(0) // COLUMNS, starts, lengths, tokens, sequences, reach, OVER, BLOCK_N, BLOCK_S
         )
         at, until = program * size, tl.minimum(program * size + size, total)
         while (at < until) & (sequence < sequences):
@@ -138,11 +138,11 @@ def attend(
                     # A program has at most one piece of a tile that began before, and one of a tile that goes on.
                     slot = 2 * program + (piece == 0).to(tl.int32)
                     _piece(
-                        sequence, begin, queries, context, tile, piece, end_piece, tiles, slot,
+                        column, sequence, begin, queries, context, tile, piece, end_piece, tiles, slot,
                         q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges, sinks,
                         q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
                         EVEN, CAUSAL, SHARED, SPLIT, FOLDS, GROUP, HEADS, PAGE, WIDTH, CUT, VALUES,
-                        BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+                        COLUMNS, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
                     )  # fmt: skip
                 at = origin + tiles
             else:
@@ -160,11 +160,12 @@ def attend(
             splits = (tiles + chunk - 1) // chunk
             tile = (queries - 1) // BLOCK_Q - inner // splits  # those with the most keys begin first
             _piece(
-                sequence, begin, queries, context, tile, inner % splits, inner % splits + 1, splits, slot + inner,
+                column, sequence, begin, queries, context, tile, inner % splits, inner % splits + 1, splits,
+                slot + inner,
                 q, k_cache, v_cache, out, parts, sums, tables, slopes, visible, ranges, sinks,
                 q_strides, k_strides, v_strides, out_strides, scale, softcap, window, blocks, pages,
                 EVEN, CAUSAL, SHARED, SPLIT, FOLDS, GROUP, HEADS, PAGE, WIDTH, CUT, VALUES,
-                BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+                COLUMNS, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
             )  # fmt: skip
 
 
