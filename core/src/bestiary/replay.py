@@ -54,10 +54,9 @@ class Replays:
         self._layout = _Layout(tuple(kinds), block_size, -(-longest // block_size))
         #: By rows, and whether any of them has an adapter: without one, what stands beside the matrices is left out.
         self._steps: dict[tuple[int, bool], tuple[_Step, Recording | None]] = {}
-        on_cpu = device.type == "cpu"
         #: Sizes that are recorded; None: each as it comes, up to the most that a packed product takes.
-        self.sizes = None if on_cpu else _SIZES
-        self._record: Record = partial(Tape.record, arena=Arena()) if on_cpu else _graphs()
+        self.sizes = None if device.type == "cpu" else _SIZES
+        self._record = self._recorder()
 
     @staticmethod
     def suits(kinds: Sequence[Kind]) -> bool:
@@ -94,13 +93,15 @@ class Replays:
         return found[:count]
 
     def forget(self) -> None:
-        """The model has changed: record anew."""
+        """The model has changed: record anew, in new memory, since a pool whose last graph is gone takes no other."""
         self._steps.clear()
+        self._record = self._recorder()
 
-
-def _graphs() -> Record:
-    """Captures share the memory between their kernels."""
-    return partial(Graph.capture, pool=torch.cuda.graph_pool_handle())
+    def _recorder(self) -> Record:
+        """Recordings share the memory between their kernels."""
+        if self._device.type == "cpu":
+            return partial(Tape.record, arena=Arena())
+        return partial(Graph.capture, pool=torch.cuda.graph_pool_handle())
 
 
 class _Layout(NamedTuple):

@@ -5,7 +5,9 @@ What is captured are launches with their addresses: whoever captures keeps input
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,17 +28,21 @@ class Graph:
     def capture(cls, function: Callable[[], Tensor], pool: Any) -> tuple[Tensor, Graph | None]:
         """Run `function`, then capture it; its result, and a graph if it never asked the GPU for a value meanwhile.
 
-        Graphs of one `pool` (`torch.cuda.graph_pool_handle()`) share memory between their kernels, so that what one
-        leaves in its output holds until the next one is captured or replayed.
+        It is run more than once. Graphs of one `pool` (`torch.cuda.graph_pool_handle()`) share memory between their
+        kernels, so that what one leaves in its output holds until the next one is captured or replayed.
         """
         output = function().clone()  # the first run: kernels are compiled, libraries make their handles
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
         try:
+            with _never_waiting():  # a capture that fails leaves streams and memory as no one after it expects them
+                function()
+            graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool):
                 captured = function()
-        except RuntimeError:  # something in it waits for the GPU, which a captured stream cannot
+        except RuntimeError as error:
             torch.cuda.synchronize()
+            why = str(error).splitlines()[0]
+            warnings.warn(f"a step is launched kernel by kernel, not captured: {why}", RuntimeWarning, stacklevel=2)
             return output, None
         return output, cls(graph, captured)
 
@@ -44,3 +50,14 @@ class Graph:
         """Launch it all again, over what the inputs' memory holds now, and return `output`."""
         self._graph.replay()
         return self.output
+
+
+@contextmanager
+def _never_waiting() -> Iterator[None]:
+    """Meanwhile an operation that waits for the GPU, which a captured stream cannot, raises RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

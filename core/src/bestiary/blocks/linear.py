@@ -142,12 +142,18 @@ class Linear(Adaptable):
 
 
 class _LowRankTable:
-    """What adapters add to rows of a table: for token t column t of A, times B."""
+    """What adapters add to rows of a table: for token t column t of A, times B.
+
+    As for any other matrix, but that A x is looked up: what is multiplied with A's column is the identity.
+    """
 
     def __init__(self, table: "Embedding", slots: int, rank: int, dtype: torch.dtype, device: torch.device) -> None:
         self._own = (table.own_rows or {}).get("out", range(table.vocabulary))
         self.down = torch.zeros(slots, len(self._own), rank, dtype=dtype, device=device)
         self.up = torch.zeros(slots, rank, table.width, dtype=dtype, device=device)
+        self._same = torch.eye(rank, dtype=dtype, device=device).expand(slots, 1, rank, rank).contiguous()
+        self._ranks = torch.full((slots, 1), rank, dtype=torch.int32, device=device)
+        self._starts = torch.tensor([0, table.width], dtype=torch.int32, device=device)
 
     def write(self, slot: int, updates: Sequence[Update]) -> None:
         """Put an adapter into a slot, in the place of whatever was there."""
@@ -159,10 +165,9 @@ class _LowRankTable:
             self.up[slot, :rank] = update.up.T
 
     def add(self, y_TD: Tensor, rows_T: Tensor, slots_T: Tensor) -> Tensor:
-        """y and what the adapters add to these rows of the table."""
-        has = (slots_T >= 0).nonzero()[:, 0]
-        slots, rows = slots_T[has].long(), rows_T[has]
-        return y_TD.index_add(0, has, torch.bmm(self.down[slots, rows][:, None], self.up[slots])[:, 0])
+        """y and what the adapters add to these rows of the table; y's memory is used."""
+        columns_TR = self.down[slots_T.clamp(min=0).long(), rows_T]
+        return kernels.lora(y_TD, columns_TR, slots_T, self._same, self.up, self._ranks, self._starts)
 
 
 class Embedding(Leaf):
