@@ -22,8 +22,8 @@ def rows(device: Device) -> Iterator[Row]:
     for batch, context in ((1, 64), (3, 33)) if small else _DECODES:
         yield _decode(device, batch, context)
     yield _neighbours(device, (1, 2, 3) if small else _NEIGHBOURS, 64 if small else 8192)
-    for tokens in (32,) if small else (2048, 8192):
-        yield _prefill(device, tokens)
+    for batch, tokens in ((1, 32), (2, 16)) if small else ((1, 2048), (4, 2048), (1, 8192)):
+        yield _prefill(device, batch, tokens)
     yield _latent(device, *((2, 32) if small else (64, 4096)))
 
 
@@ -64,9 +64,11 @@ def _neighbours(device: Device, batches: tuple[int, ...], context: int) -> Row:
     return Row(name, steps[worst], "x", goal=1.15, is_ceiling=True)
 
 
-def _prefill(device: Device, tokens: int) -> Row:
-    rate = 4 * tokens * tokens / 2 * _HEADS * _WIDTH / _call(device, 1, tokens, tokens)
-    return Row(f"prefill attention, {tokens:,} tokens", rate / 1e12, "TFLOP/s", rate / device.flops, "matmul", 0.5)
+def _prefill(device: Device, batch: int, tokens: int) -> Row:
+    rate = batch * 4 * tokens * tokens / 2 * _HEADS * _WIDTH / _call(device, batch, tokens, tokens)
+    return Row(
+        f"prefill attention, {batch} x {tokens:,} tokens", rate / 1e12, "TFLOP/s", rate / device.flops, "matmul", 0.5
+    )
 
 
 def _latent(device: Device, batch: int, context: int) -> Row:

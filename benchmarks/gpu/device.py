@@ -9,6 +9,9 @@ import torch
 
 __all__ = ["Device"]
 
+#: Seconds that an idle device works before anything is measured.
+_WARMING = 0.5
+
 
 @dataclass
 class Device:
@@ -21,13 +24,17 @@ class Device:
 
     def measure(self) -> None:
         """Fill in the limits: the best of several, since these are what shares are taken of."""
+        side = 256 if self.is_tiny else 8192
+        a, b = (torch.randn(side, side, dtype=torch.bfloat16, device=self.kind) for _ in range(2))
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < (0 if self.is_tiny else _WARMING):  # clocks rise
+            a @ b
+            self.wait()
         n = 1 << (20 if self.is_tiny else 30)
         source = torch.zeros(n, dtype=torch.uint8, device=self.kind)
         target = torch.empty_like(source)
         # In a graph a copy takes another way, which is slower on Hopper: what counts is the better one.
         self.bandwidth = 2 * n / min(self._best(lambda: target.copy_(source), graph) for graph in (False, True))
-        side = 256 if self.is_tiny else 8192
-        a, b = (torch.randn(side, side, dtype=torch.bfloat16, device=self.kind) for _ in range(2))
         self.flops = 2 * side**3 / self._best(lambda: a @ b)
 
     def wait(self) -> None:

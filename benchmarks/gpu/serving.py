@@ -96,10 +96,10 @@ class Shape:
         return count / seconds
 
     def throughput(self, llm: LLM, batch: int) -> float:
-        """New tokens a second of whole answers, the reading of their prompts included: the best of three."""
+        """New tokens a second of whole answers, the reading of their prompts included: the better of two."""
         params = SamplingParams(temperature=0, max_tokens=self.new, ignore_eos=True, detokenize=False)
         found = []
-        for _ in range(3):
+        for _ in range(2):
             begin = time.perf_counter()
             llm.generate(self.prompts(batch), params, use_tqdm=False)
             found.append(batch * self.new / (time.perf_counter() - begin))
