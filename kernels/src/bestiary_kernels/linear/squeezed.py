@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bestiary_kernels import library
 from bestiary_kernels.linear import reference
+from bestiary_kernels.memory import lasting
 
 __all__ = ["VARIABLE", "Squeezed"]
 
@@ -37,7 +38,7 @@ class Squeezed:
         blocks, steps = packed.shape[:2]
         self.outputs, self.inputs = outputs, 2 * steps
         self.exponents, self.starts = exponents, starts
-        self.codes = torch.empty(blocks, steps, reference.SQUEEZED_BYTES, dtype=torch.uint8)
+        self.codes = lasting((blocks, steps, reference.SQUEEZED_BYTES), torch.uint8)
         self.exceptions = torch.empty(max(exceptions, 1), dtype=torch.int32)
 
     @classmethod

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bestiary_kernels import gpu, library
+from bestiary_kernels.memory import lasting
 from bestiary_kernels.quantised import reference
 
 __all__ = ["QuantisedLinear", "dequantise", "quantise"]
@@ -81,7 +82,7 @@ class QuantisedLinear:
             codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
             return codes, scales
         shape = reference.packed_shape(self.outputs, self.inputs, self.bits)
-        codes = torch.empty(shape, dtype=torch.int8 if self.bits == 8 else torch.uint8)
+        codes = lasting(shape, torch.int8 if self.bits == 8 else torch.uint8)
         groups, scale = (1, torch.float32) if self.bits == 8 else (-(-self.inputs // self.group), torch.bfloat16)
         scales = torch.empty(shape[0], groups, reference.COLUMNS, dtype=scale)
         failed = kernels.quantise(

@@ -1,0 +1,51 @@
+"""Memory for weights that are read whole, step after step: in large pages, where the system lends them (Linux).
+
+Of pages of 4 KiB a processor remembers the places of a few MiB; those of the others it has to look up. Knows no weight.
+"""
+
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+from math import prod
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+__all__ = ["lasting"]
+
+#: Bytes that are taken from the system at once; what is less than the smallest part of it stays in the heap.
+_CHUNK, _LEAST = 64 << 20, 256 << 10
+_LINE = 64
+
+_lock = Lock()
+_chunk: mmap.mmap | None = None
+_used = 0
+
+
+def lasting(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """As `torch.empty` on the CPU, unfilled; its memory goes when all that was taken with it has gone."""
+    size = prod(shape) * dtype.itemsize
+    if size < _LEAST or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(*shape, dtype=dtype)
+    memory, begin = _taken(size)
+    return torch.frombuffer(memory, dtype=dtype, count=prod(shape), offset=begin).view(*shape)
+
+
+def _taken(size: int) -> tuple[mmap.mmap, int]:
+    """So many bytes of a chunk, and where they begin. What is large has one of its own."""
+    global _chunk, _used
+    if size > _CHUNK // 4:
+        return _new(size), 0
+    with _lock:
+        if _chunk is None or _used + size > len(_chunk):
+            _chunk, _used = _new(_CHUNK), 0
+        begin, _used = _used, -(-(_used + size) // _LINE) * _LINE
+        return _chunk, begin
+
+
+def _new(size: int) -> mmap.mmap:
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a system may be built without
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
