@@ -99,6 +99,7 @@ template <class T> struct Attention {
             const T* k = k_cache + *table * call.k_block_stride + (place + offset) * k_stride;
             const T* v = v_cache + *table * call.v_block_stride + (place + offset) * v_stride;
             const int64_t end = smaller<int64_t>(count, t + block_size - offset);
+            if (item.rows <= FEW_ROWS) open_run(k, (end - t) * k_stride), open_run(v, (end - t) * v_stride);
             for (; t < end; ++t, k += k_stride, v += v_stride) rows.k[t] = k, rows.v[t] = v;
         }
         for (int t = count; t < CHUNK; ++t) rows.k[t] = rows.k[count - 1], rows.v[t] = rows.v[count - 1];
@@ -110,7 +111,11 @@ template <class T> struct Attention {
         const int64_t width = call.value_width, padded = space.padded;
         if (item.rows <= FEW_ROWS) {
             for (int64_t row = 0; row < item.rows; ++row) Pairs<T>::round_alone(space.scores + row * CHUNK);
-            return weigh_tile<T, true>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
+            // A few keys at a time, whose values lie together, or memory would see every other line of a chunk first.
+            for (int t = 0; t < count; t += W)
+                weigh_tile<T, true>(item.rows, space.scores + t, chunk.v + t, ahead, smaller(W, count - t), space.sums,
+                                    width, padded);
+            return;
         }
         if (Pairs<T>::known)
             return Pairs<T>::weigh(int(item.rows), space.scores, chunk.v, count, space.sums, width, padded,
