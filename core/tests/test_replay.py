@@ -54,6 +54,20 @@ def test_decode_steps_of_few_rows_are_recorded_once_for_each_number_of_rows(fold
     assert all(recording is not None for _, recording in steps.values())
 
 
+@pytest.mark.skipif(not RECORDS, reason="this machine's matrices are oneDNN's")
+def test_what_was_forgotten_is_recorded_anew_and_elsewhere(folder: Path) -> None:
+    """On a GPU, memory whose recordings are all gone takes no other."""
+    llm = LLM(str(folder), max_model_len=256)
+    params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
+    first = llm.generate(["a"], params, use_tqdm=False)[0].outputs[0].token_ids
+    replays = llm.engine.executor.runner._replays  # type: ignore[attr-defined]
+    before = replays._record.keywords["arena"]
+    replays.forget()
+    assert replays._record.keywords["arena"] is not before
+    assert llm.generate(["a"], params, use_tqdm=False)[0].outputs[0].token_ids == first
+    assert [recording is not None for _, recording in replays._steps.values()] == [True]
+
+
 def test_float32_runs_unrecorded_where_onednn_has_the_matrices(tmp_path: Path) -> None:
     llm = LLM(str(tiny_checkpoint(tmp_path, "LlamaForCausalLM")), max_model_len=256)
     params = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True)
