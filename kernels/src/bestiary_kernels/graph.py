@@ -56,7 +56,9 @@ class Graph:
 def _never_waiting() -> Iterator[None]:
     """Meanwhile an operation that waits for the GPU, which a captured stream cannot, raises RuntimeError."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it may miss some: those are found when they are captured
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
