@@ -17,6 +17,7 @@ from bestiary.cli import main
 from bestiary.errors import BestiaryError
 from bestiary.testing import Case, Naming, Transformers, Waiver
 from bestiary.testing import conformance as kit
+from bestiary.testing.checklist import NotApplicable
 from bestiary.testing.fixture import Fixture, Unfit
 from bestiary.testing.report import Result, table
 
@@ -95,6 +96,17 @@ def test_a_waiver_stands_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     result = kit.Planned(NAME, "L2", "logits", "right").run()
     kit._fixture.cache_clear()
     assert (result.status, result.reason) == ("waived", "the reference is wrong (https://example.org/1)")
+
+
+@pytest.mark.parametrize("name", ["logits", "reference_dialect", "namings", "mutations", "bfloat16"])
+def test_a_reference_of_a_version_that_lacks_something_proves_nothing_and_says_so(name: str, tmp_path: Path) -> None:
+    """Where it is whole, the numbers of a wrong one count."""
+    wrong = Transformers(NAME, changes={"layer_norm_epsilon": 9.0}, since=("99.1", "the epsilon"))
+    case = replace(RIGHT, reference=wrong, namings=(Naming("as it is"),), mutations={"the epsilon": {"n_ctx": 5}})
+    with pytest.raises(NotApplicable, match=r"leaves out the epsilon; 99\.1 is the first that does not"):
+        check(name, Fixture(NAME, case, tmp_path))
+    with pytest.raises(AssertionError, match="off the reference"):
+        check("logits", Fixture(NAME, replace(case, reference=replace(wrong, since=("5.0", ""))), tmp_path / "whole"))
 
 
 def test_a_plugin_that_brings_no_proof_fails(monkeypatch: pytest.MonkeyPatch) -> None:

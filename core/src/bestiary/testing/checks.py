@@ -18,6 +18,7 @@ from bestiary.architecture import API, Architecture, Task
 from bestiary.errors import BestiaryError, CapabilityMissing, TensorMismatch
 from bestiary.testing.checklist import NotApplicable, check, require
 from bestiary.testing.fixture import Fixture
+from bestiary.testing.references import Oracle
 from bestiary.testing.samples import Sample
 
 __all__ = ["DIFFERENCE", "TOLERANCE"]
@@ -147,14 +148,22 @@ def _no_code_of_the_checkpoint(fixture: Fixture) -> None:
 # ---- L2: the reference's numbers ------------------------------------------------------------------------------------
 
 
+def _judge(fixture: Fixture) -> Oracle:
+    """The reference, where what is installed of it is whole."""
+    if shortcoming := getattr(fixture.case.reference, "shortcoming", str)():
+        raise NotApplicable(shortcoming)
+    return fixture.oracle
+
+
 def _disagreement(fixture: Fixture, folder: object = None, sample: Sample | None = None) -> float:
     """How far an answer is from the reference's, in any number; infinite where a token differs."""
     sample = sample or fixture.samples[0]
+    judge = _judge(fixture)
     (answer,) = fixture.answers(fixture.engine(folder), [sample], logprobs=True)  # type: ignore[arg-type]
     if fixture.pools:
-        wanted = fixture.oracle.vectors(sample)
+        wanted = judge.vectors(sample)
         return float((answer.vectors - wanted).abs().max()) if answer.vectors.shape == wanted.shape else float("inf")
-    judged = fixture.oracle.judge(sample, answer.tokens)
+    judged = judge.judge(sample, answer.tokens)
     if answer.tokens != judged[-len(answer.tokens) :].argmax(-1).tolist():
         return float("inf")
     own = torch.cat((answer.prompt_logprobs, answer.logprobs))
@@ -205,13 +214,13 @@ def _mutations(fixture: Fixture) -> None:
 @check("L2")
 def _bfloat16(fixture: Fixture) -> None:
     """In bfloat16 the answer stays near the reference's in float32: nothing is rounded that must not be."""
-    sample = fixture.samples[0]
+    judge, sample = _judge(fixture), fixture.samples[0]
     (answer,) = fixture.answers(fixture.engine(dtype="bfloat16"), [sample], logprobs=True)
     if fixture.pools:
-        off = float((answer.vectors - fixture.oracle.vectors(sample)).abs().mean())
+        off = float((answer.vectors - judge.vectors(sample)).abs().mean())
         require(off <= _ROUNDED_VECTORS, f"vectors are {off:.2g} off on average")
         return
-    judged = fixture.oracle.judge(sample, answer.tokens)
+    judged = judge.judge(sample, answer.tokens)
     own = torch.cat((answer.prompt_logprobs, answer.logprobs))
     off = float((own - judged).abs().mean())
     agreement = float((own.argmax(-1) == judged.argmax(-1)).float().mean())

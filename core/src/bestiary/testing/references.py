@@ -91,6 +91,18 @@ class Transformers:
     feed: Callable[[Sample, Sequence[int]], Mapping[str, Any]] | None = None
     #: Tensors that the class lacks, added to what it saves: name -> shape, from the configuration.
     extra: Callable[[dict[str, Any]], dict[str, tuple[int, ...]]] | None = None
+    #: The first version whose class computes all that a configuration says, and what the earlier ones leave out.
+    since: tuple[str, str] = ("5", "")
+
+    def shortcoming(self) -> str:
+        """Why the numbers of the version that is installed prove nothing; "" where they do."""
+        import transformers
+        from packaging.version import Version
+
+        first, left_out = self.since
+        if Version(transformers.__version__) >= Version(first):
+            return ""
+        return f"transformers {transformers.__version__} leaves out {left_out}; {first} is the first that does not"
 
     def build(self, config: Mapping[str, Any], seed: int) -> Oracle:
         """Make the class's model with random weights."""

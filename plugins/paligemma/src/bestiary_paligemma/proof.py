@@ -1,6 +1,7 @@
 """What proves PaliGemma: small configurations of both generations; transformers makes pixels and numbers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bestiary.testing import Case, Naming, Sample, Transformers, never, picture
@@ -110,7 +111,7 @@ CASES = (
                 "final_logit_softcapping": 5.0,
             },
         },
-        REFERENCE,
+        replace(REFERENCE, since=("5.23", "the text's final_logit_softcapping")),
         mutations={"what the text is": {"text_config": GEMMA}},
         samples=_samples,
         files={"preprocessor_config.json": STEPS},
