@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bestiary import LLM, SamplingParams
 from bestiary.adapters import peft as reading
 from bestiary.errors import AdapterError, CapabilityMissing, RequestError
-from bestiary.replay import Replays
 from bestiary.testing import adapters
 from bestiary.testing.tiny import tiny_checkpoint
 
@@ -141,38 +139,6 @@ def test_an_adapter_that_peft_saved_does_what_merging_it_with_peft_does(
 
 
 # ---- names, slots, replacing -----------------------------------------------------------------------------------------
-
-
-class NeverWaiting(TorchDispatchMode):
-    """Refuses what a GPU would be waited for."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero), func
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_with_adapters_can_be_captured(
-    folder: Path, tmp_path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU a step that asks for a number cannot be; beside embeddings too, and once adapters have come."""
-    steps = 0
-
-    def record(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, None]:
-        nonlocal steps
-        steps += 1
-        with NeverWaiting():
-            return function(), None
-
-    monkeypatch.setattr(Replays, "_recorder", lambda self: record)
-    found = pairs(weights, ["q_proj", "down_proj"], 3)
-    rows, width = weights["model.embed_tokens.weight"].shape
-    found["model.embed_tokens"] = torch.randn(RANK, rows), torch.randn(width, RANK)
-    llm = LLM(str(folder), dtype="float32", max_model_len=256)
-    llm.load_lora("one", adapters.save(tmp_path / "adapter", found, ["model.embed_tokens"], RANK, 8.0))
-    llm.generate(PROMPTS, GREEDY, use_tqdm=False)
-    llm.generate(PROMPTS, GREEDY, use_tqdm=False, lora=["one", None, "one"])
-    assert steps == 2
-    llm.close()
 
 
 def test_requests_with_different_adapters_and_none_run_together(

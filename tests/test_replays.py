@@ -1,14 +1,21 @@
-"""Recorded decode steps of models with experts, latent rows, windows and caps: the same numbers as unrecorded ones."""
+"""Recorded decode steps of models with experts, latent rows, windows and caps: the same numbers as unrecorded ones.
 
-from collections.abc import Sequence
+With adapters too, they ask for no number that a GPU would be waited for.
+"""
+
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 import bestiary_kernels as kernels
 from bestiary import registry
+from bestiary.replay import Replays
+from bestiary.testing import lora_checks
 from bestiary.testing.fixture import Answer, Fixture
 
 pytest.importorskip("transformers")
@@ -30,6 +37,14 @@ CASES = {
 }
 
 
+def fixture_of(name: str, case: str, folder: Path) -> Fixture:
+    if name not in registry.scan():
+        pytest.skip("its plugin is not installed")
+    proof = registry.find(name).load().proof
+    assert proof is not None
+    return Fixture(name, next(one for one in import_module(proof).CASES if one.name == case), folder)
+
+
 def answers(fixture: Fixture, is_recorded: bool, counts: Sequence[int]) -> list[list[Answer]]:
     """For each number of rows, one engine after the other."""
     engine = fixture.engine(fixture.folder, dtype="bfloat16", block_size=4)
@@ -45,14 +60,49 @@ def answers(fixture: Fixture, is_recorded: bool, counts: Sequence[int]) -> list[
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_recorded_step_computes_the_same_numbers(name: str, tmp_path: Path) -> None:
-    if name not in registry.scan():
-        pytest.skip("its plugin is not installed")
-    proof = registry.find(name).load().proof
-    assert proof is not None
-    (case,) = (case for case in import_module(proof).CASES if case.name == CASES[name])
-    fixture = Fixture(name, case, tmp_path)
+    fixture = fixture_of(name, CASES[name], tmp_path)
     counts = (1, 4, 2)  # the recordings of one number serve other sequences, in other blocks
     for ours, plain in zip(answers(fixture, True, counts), answers(fixture, False, counts), strict=True):
         for recorded, wanted in zip(ours, plain, strict=True):
             assert recorded.tokens == wanted.tokens
             assert torch.equal(recorded.logprobs, wanted.logprobs)
+
+
+#: What answers with a number, or with as many as the numbers say.
+WAITS = {"__bool__", "__float__", "__index__", "__int__", "item", "masked_select", "nonzero", "tolist", "unique"}
+
+
+class NeverWaiting(TorchFunctionMode):
+    """Refuses what a GPU would be waited for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.__name__ not in WAITS, func.__name__
+        if func.__name__ in ("__getitem__", "__setitem__"):
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            assert not any(isinstance(one, torch.Tensor) and one.dtype is torch.bool for one in index), "rows by a mask"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "case"), {**CASES, "MixtralForCausalLM": "8x7B: an expert a tensor"}.items())
+def test_a_step_with_adapters_can_be_captured(
+    name: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside every matrix and table, and where steps without any were captured before."""
+    steps = 0
+
+    def record(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, None]:
+        nonlocal steps
+        steps += 1
+        with NeverWaiting():
+            return function(), None
+
+    fixture = fixture_of(name, case, tmp_path)
+    every, _ = lora_checks._adapters(fixture)
+    monkeypatch.setattr(Replays, "_recorder", lambda self: record)
+    engine = fixture.engine(max_loras=2)
+    engine.adapters.load("every", every.folder)
+    fixture.answers(engine, fixture.samples[:2])
+    assert steps
+    before, steps = steps, 0
+    fixture.answers(engine, fixture.samples[:2], lora=["every", None])
+    assert 0 < steps <= before

@@ -1,4 +1,4 @@
-"""route and moe: against transformers' Mixtral and DeepSeek-V2 and against a loop over tokens."""
+"""route, moe and experts_linear: against transformers' Mixtral and DeepSeek-V2 and against a loop over tokens."""
 
 from typing import Any
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary_kernels import Tape, gpu, library, moe, route
+from bestiary_kernels import Tape, experts_linear, gated_activation, gpu, library, moe, route
 from bestiary_kernels.activation.reference import ACTIVATIONS
 from bestiary_kernels.moe import _operator, _route_operator
+from bestiary_kernels.moe.linear import _operator as _linear_operator
 
 from .cases import assert_rounds_to
 from .grid.interpreter import interpreted
@@ -185,6 +186,22 @@ def test_an_expert_outside_the_weights_is_refused(expert: int) -> None:
         moe(torch.randn(1, 8), *weights_of(4, 8, 6), torch.ones(1, 1), torch.tensor([[expert]]))
 
 
+@pytest.mark.parametrize("expert", [-1, 4])
+def test_a_product_refuses_an_expert_outside_the_weights(expert: int) -> None:
+    with pytest.raises(IndexError, match="outside the weights"):
+        experts_linear(torch.randn(1, 8), torch.randn(4, 3, 8), torch.tensor([[expert]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_mixture_is_its_products_one_by_one(dtype: torch.dtype) -> None:
+    gate_up, down = weights_of(6, 20, 12, dtype)
+    x, experts = torch.randn(9, 20).to(dtype), torch.rand(9, 6).topk(3).indices
+    weights = torch.rand(9, 3)
+    hidden = gated_activation(experts_linear(x, gate_up, experts), "silu")
+    said = experts_linear(hidden, down, experts).float()
+    assert_rounds_to((said * weights[..., None]).sum(1).to(dtype), moe(x, gate_up, down, weights, experts))
+
+
 @pytest.mark.skipif(not gpu.is_installed(), reason="Triton is not installed")
 def test_on_a_gpu_an_expert_outside_the_weights_says_nothing() -> None:
     gate_up, down = weights_of(4, 24, 6)
@@ -253,6 +270,9 @@ def test_numbers_and_shapes_that_do_not_fit_are_refused() -> None:
         moe(torch.randn(2, 8), gate_up, down, *chosen)
     with pytest.raises(ValueError, match="moe: the shapes"):
         moe(torch.randn(3, 8).bfloat16(), gate_up, down, *chosen)
+    for x in (torch.randn(3, 7), torch.randn(2, 8), torch.randn(3, 2, 7), torch.randn(3, 8).bfloat16()):
+        with pytest.raises(ValueError, match="experts_linear: the shapes"):
+            experts_linear(x, gate_up, chosen[1])
     with pytest.raises(ValueError, match="'swish' is unknown"):
         moe(torch.randn(3, 8), gate_up, down, *chosen, "swish")
 
@@ -264,6 +284,9 @@ def test_the_operators_pass_torchs_checks() -> None:
     torch.library.opcheck(_route_operator, of_v3)
     chosen = route(logits, 2, renormalise=True)
     torch.library.opcheck(_operator, (torch.randn(5, 6), *weights_of(8, 6, 4), *chosen, "silu"))
+    for x in (torch.randn(5, 6), torch.randn(5, 2, 6)):
+        torch.library.opcheck(_linear_operator, (x, torch.randn(8, 4, 6), chosen[1]))
     meta = torch.empty(5, 8, device="meta")
     weights, experts = route(meta, 2, renormalise=True)
     assert weights.shape == experts.shape == (5, 2) and experts.dtype is torch.int64
+    assert experts_linear(meta, torch.empty(8, 3, 8, device="meta"), experts).shape == (5, 2, 3)

@@ -10,6 +10,7 @@
 #include "lora/cpu.cpp"
 #include "measure.cpp"
 #include "moe/cpu.cpp"
+#include "moe/linear.cpp"
 #include "moe/router/cpu.cpp"
 #include "norm/cpu.cpp"
 #include "pointwise/cpu.cpp"

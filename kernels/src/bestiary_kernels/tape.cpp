@@ -60,6 +60,7 @@ inline int run(const Recorded& entry) {
         case 18: return call(VARIANT_NAME(VARIANT, add), entry.arguments);
         case 19: return call(VARIANT_NAME(VARIANT, scaled), entry.arguments);
         case 20: return call(VARIANT_NAME(VARIANT, heads_linear), entry.arguments);
+        case 23: return call(VARIANT_NAME(VARIANT, experts_linear), entry.arguments);
 #if defined(__AVX512BF16__)
         case 21: return call(VARIANT_NAME(VARIANT, linear_squeezed), entry.arguments);
         case 22: return call(VARIANT_NAME(VARIANT, embedding_squeezed), entry.arguments);

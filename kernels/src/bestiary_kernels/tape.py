@@ -44,6 +44,7 @@ _OPERATIONS = (
     "heads_linear",
     "linear_squeezed",
     "embedding_squeezed",
+    "experts_linear",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

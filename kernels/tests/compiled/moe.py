@@ -2,7 +2,7 @@
 
 import torch
 
-from bestiary_kernels import moe, route
+from bestiary_kernels import experts_linear, moe, route
 
 
 def softmax_router() -> None:
@@ -50,3 +50,15 @@ def other_numbers() -> None:
     _mixture(8, 8, 2, 2048, 1000, torch.float16)
     for tokens in (8, 64, 200, 1000):
         _mixture(tokens, 8, 2, 2048, 1000, torch.float32)
+
+
+def _linear(tokens: int, experts: int, top_k: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    weight, chosen = torch.empty(experts, outputs, inputs, dtype=dtype), torch.zeros(tokens, top_k, dtype=torch.int64)
+    experts_linear(torch.empty(tokens, inputs, dtype=dtype), weight, chosen)
+    experts_linear(torch.empty(tokens, top_k, inputs, dtype=dtype), weight, chosen)
+
+
+def products_one_by_one() -> None:
+    for tokens in (1, 200, 4000):
+        _linear(tokens, 64, 6, 2048, 2816, torch.bfloat16)
+    _linear(8, 8, 2, 2048, 1000, torch.float32)

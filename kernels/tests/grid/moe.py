@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bestiary_kernels import moe, route
+from bestiary_kernels import experts_linear, moe, route
 
 from .draw import DTYPES, Draw, case, close, normal
 
@@ -129,3 +129,26 @@ def mixture(draw: Draw, device: torch.device) -> None:
             off = 1.5 * (gate * up).abs() + 0.1 * (gates * up.abs() + gate.abs() * ups)
             size[row] += weight * (down[expert].double().abs() @ off)
     close(y, wanted, size)
+
+
+@case
+def linear(draw: Draw, device: torch.device) -> None:
+    """A row for all choices of a token, of a wider buffer, or one for each; some experts are chosen by nobody."""
+    dtype, tokens, experts = draw.choice(DTYPES), draw.choice((0, 1, 7, 40)), draw.choice((1, 5, 8))
+    inputs, outputs = draw.choice((1, 33, 64, 130)), draw.choice((1, 16, 49))
+    top_k, each = draw.integer(1, min(3, experts)), draw.choice((True, False))
+    weight = normal(draw, experts, outputs, inputs, dtype=dtype, device=device) * inputs**-0.5
+    liked = draw.integer(top_k, experts)
+    chosen = normal(draw, tokens, liked, dtype=torch.float32, device=device).topk(top_k).indices
+    for expert in range(experts):
+        if expert not in chosen:
+            weight[expert] = torch.nan
+    if each:
+        x = normal(draw, tokens, top_k, inputs, dtype=dtype, device=device)
+        rows = x.double()
+    else:
+        x = normal(draw, tokens, inputs + draw.choice((0, 7)), dtype=dtype, device=device)[:, :inputs]
+        rows = x.double()[:, None].expand(-1, top_k, -1)
+    y = experts_linear(x, weight, chosen)
+    wanted = torch.einsum("tkoi,tki->tko", weight[chosen].double(), rows)
+    close(y, wanted, torch.einsum("tkoi,tki->tko", weight[chosen].double().abs(), rows.abs()))

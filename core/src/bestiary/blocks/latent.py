@@ -1,7 +1,5 @@
 """Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434): a small row a token stands for all heads' keys."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -54,15 +52,31 @@ class _Up(Adaptable):
             turned, self.is_packed = self.values().contiguous(), True
             self.values().copy_(turned)
 
-    def adapters(self, part: str, x_TD: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each adapter in the step its rows, [rank, latent width] and [rank, heads, head size] of a part."""
+    def add_to_keys(self, x_TD: Tensor, q_THK: Tensor, y_THC: Tensor) -> None:
+        """y += what adapters make of queries; x says whose rows they are."""
+        if (low := self._low_rank("k", x_TD)) is not None:
+            own_TS, down_SRC, up_SRHK = low
+            inner_THSR = torch.einsum("thk,srhk->thsr", q_THK, up_SRHK) * own_TS[:, None, :, None]
+            y_THC += torch.einsum("thsr,src->thc", inner_THSR, down_SRC)
+
+    def add_to_values(self, x_TD: Tensor, mixed_THC: Tensor, y_THV: Tensor) -> None:
+        """y += what adapters make of gathered latent rows."""
+        if (low := self._low_rank("v", x_TD)) is not None:
+            own_TS, down_SRC, up_SRHV = low
+            inner_THSR = torch.einsum("thc,src->thsr", mixed_THC, down_SRC) * own_TS[:, None, :, None]
+            y_THV += torch.einsum("thsr,srhv->thv", inner_THSR, up_SRHV)
+
+    def _low_rank(self, part: str, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Which slot is each row's, [rows, slots] of 0 and 1, and of all slots the matrices of a part.
+
+        All slots go along: to ask which of them the step has would be to wait for the device.
+        """
         slots_T = self.slots_of(x_TD)
         if slots_T is None or self.low is None:
-            return
-        for slot in sorted(set(slots_T.tolist())):
-            if slot >= 0 and (found := self.low.of(slot, part)) is not None:
-                down, up = found
-                yield slots_T == slot, down, up.view(len(up), self.heads, -1)
+            return None
+        down_SRC, up_SRN = self.low.of(part)
+        own_TS = slots_T[:, None] == torch.arange(len(down_SRC), device=x_TD.device)
+        return own_TS.to(x_TD.dtype), down_SRC, up_SRN.view(*up_SRN.shape[:2], self.heads, -1)
 
 
 class LatentAttention(Mixer):
@@ -123,8 +137,7 @@ class LatentAttention(Mixer):
             self.scale,
         )
         values_THV = kernels.heads_linear(mixed_THC, self.up.values())
-        for rows, down_RC, up_RHV in self.up.adapters("v", x_TD):
-            values_THV[rows] += torch.einsum("thc,rc,rhv->thv", mixed_THC[rows], down_RC, up_RHV)
+        self.up.add_to_values(x_TD, mixed_THC, values_THV)
         y_TD: Tensor = self.out(values_THV.view(x_TD.shape[0], -1))
         return y_TD
 
@@ -144,8 +157,7 @@ class LatentAttention(Mixer):
         both = q_THD.new_empty(*q_THD.shape[:2], self.kv_rank + self.rope_dim)
         down, turned = both.split_with_sizes((self.kv_rank, self.rope_dim), -1)
         kernels.heads_linear(plain, self.up.keys(), out=down)
-        for rows, down_RC, up_RHD in self.up.adapters("k", x_TD):
-            down[rows] += torch.einsum("thd,rhd,rc->thc", plain[rows], up_RHD, down_RC)
+        self.up.add_to_keys(x_TD, plain, down)
         self._turn(turning, batch, turned)
         return both
 

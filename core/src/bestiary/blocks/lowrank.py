@@ -95,11 +95,9 @@ class LowRank:
         """y + B A x, each row with the matrices of its slot; y's memory is used."""
         return kernels.lora(y_TN, x_TK, slots_T, self.down, self.up, self.ranks, self.starts)
 
-    def of(self, slot: int, part: str) -> tuple[Tensor, Tensor] | None:
-        """[rank, inputs] and [rank, outputs of the part] of a slot; None where its adapter leaves the part alone."""
-        number = self._numbers[part]
-        rank = int(self.ranks[slot, number])
-        return (self.down[slot, number, :rank], self.up[slot, :rank, self._leaf.rows_of(part)]) if rank else None
+    def of(self, part: str) -> tuple[Tensor, Tensor]:
+        """[slots, rank, inputs] and [slots, rank, outputs of the part]: zeros where a slot has nothing to add."""
+        return self.down[:, self._numbers[part]], self.up[:, :, self._leaf.rows_of(part)]
 
 
 class Adaptable(Leaf):

@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import bestiary_kernels as kernels
 from bestiary.batch import Batch
@@ -58,13 +57,14 @@ class Experts(Adaptable):
             for part in self.parts:
                 yield part, "weight", index
 
-    def product(self, x_TK: Tensor, expert: int, slots_T: Tensor) -> Tensor:
-        """[T, outputs] of one expert, with the adapter of each row."""
-        y_TN = F.linear(x_TK, self.weight[expert])
-        if self.low is None:
-            return y_TN
-        own = torch.where(slots_T >= 0, slots_T * self.stack + expert, -1)
-        return self.low.add(y_TN, x_TK, own.to(torch.int32))
+    def forward(self, x: Tensor, experts_Tk: Tensor, slots_T: Tensor) -> Tensor:
+        """[T, k, outputs] of each token's experts with its adapter, from [T, inputs] or [T, k, inputs]."""
+        y_TkN = kernels.experts_linear(x, self.weight, experts_Tk)
+        if self.low is not None:
+            rows_TkK = x if x.dim() == 3 else x[:, None].expand(*experts_Tk.shape, -1)
+            own_Tk = torch.where(slots_T[:, None] < 0, -1, slots_T[:, None] * self.stack + experts_Tk)
+            self.low.add(y_TkN.flatten(0, 1), rows_TkK.flatten(0, 1), own_Tk.flatten().int())
+        return y_TkN
 
 
 class _Bias(Leaf):
@@ -122,7 +122,7 @@ class MoE(Block):
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""
         to = self.routing
-        weights_TK, experts_TK = kernels.route(
+        weights_Tk, experts_Tk = kernels.route(
             self.router(x_TD),
             to.top_k,
             renormalise=to.renormalise,
@@ -135,7 +135,7 @@ class MoE(Block):
             group_by=to.group_by,
             jitter=to.jitter,
         )
-        y_TD = self._mixed(x_TD, weights_TK, experts_TK)
+        y_TD = self._mixed(x_TD, weights_Tk, experts_Tk)
         if self.add is not None:
             y_TD = self.add(y_TD)
         if self.shared is None:
@@ -143,16 +143,12 @@ class MoE(Block):
         gate_T1 = None if self.shared_gate is None else self.shared_gate(x_TD)
         return kernels.add(y_TD, self.shared(x_TD, batch), gate_T1)
 
-    def _mixed(self, x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> Tensor:
+    def _mixed(self, x_TD: Tensor, weights_Tk: Tensor, experts_Tk: Tensor) -> Tensor:
         """[T, width] what the chosen experts make of each token, weighed and added."""
         slots_T = self.gate_up.slots_of(x_TD) if self.gate_up.low else self.down.slots_of(x_TD)
         if slots_T is None:
-            return kernels.moe(x_TD, self.gate_up.weight, self.down.weight, weights_TK, experts_TK, self.act)
-        y_TD = torch.zeros_like(x_TD, dtype=torch.float32)
-        for expert in sorted(set(experts_TK.flatten().tolist())):
-            tokens, choices = (experts_TK == expert).nonzero(as_tuple=True)
-            slots = slots_T[tokens]
-            inner = kernels.gated_activation(self.gate_up.product(x_TD[tokens], expert, slots), self.act)
-            made = self.down.product(inner, expert, slots)
-            y_TD.index_add_(0, tokens, made.float() * weights_TK[tokens, choices, None])
-        return y_TD.to(x_TD.dtype)
+            return kernels.moe(x_TD, self.gate_up.weight, self.down.weight, weights_Tk, experts_Tk, self.act)
+        both_TkI = self.gate_up(x_TD, experts_Tk, slots_T)
+        inner_TkI = kernels.gated_activation(both_TkI.flatten(0, 1), self.act).view(*experts_Tk.shape, -1)
+        said_TkD: Tensor = self.down(inner_TkI, experts_Tk, slots_T)
+        return (said_TkD.float() * weights_Tk[..., None]).sum(1).to(x_TD.dtype)

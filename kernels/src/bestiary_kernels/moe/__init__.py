@@ -11,8 +11,9 @@ from torch import Tensor
 from bestiary_kernels import gpu, library
 from bestiary_kernels.activation import KINDS
 from bestiary_kernels.moe import reference
+from bestiary_kernels.moe.linear import are_few, experts_linear
 
-__all__ = ["GROUP_RULES", "SCORINGS", "moe", "route"]
+__all__ = ["GROUP_RULES", "SCORINGS", "experts_linear", "moe", "route"]
 
 #: What `scoring` may be, in the order of router/cpu.cpp.
 SCORINGS = ("softmax", "sigmoid", "sparsemixer")
@@ -21,9 +22,6 @@ GROUP_RULES = ("best", "best_two")
 
 _LOGITS = len(SCORINGS)  # in place of a scoring: the softmax comes last
 _MOST_EXPERTS = 1024  # MOST_EXPERTS in router/cpu.cpp
-#: Up to so many tokens for each expert ours are faster than torch's products, one expert after the other (measured with
-#: 768 x 1536 and 1024 x 512); without dot products of bfloat16 up to fewer.
-_MOST_TOKENS, _MOST_TOKENS_WITHOUT = 128, 24
 _ROUTE_CALL, _MOE_CALL = Struct("9q2d"), Struct("6q")  # RouteCall and MoeCall
 
 
@@ -156,7 +154,7 @@ def moe(
         kernels is None
         or is_bf16 is None
         or not _is_known(x_TD, gate_up, down, weights_Tk, experts_Tk)
-        or tokens * top_k > experts * (_MOST_TOKENS if kernels.variant == "avx512_bf16" else _MOST_TOKENS_WITHOUT)
+        or not are_few(kernels, tokens * top_k, experts)
     ):
         function = _operator if library.is_traced(x_TD) else reference.moe
         return function(x_TD, gate_up, down, weights_Tk, experts_Tk, act)

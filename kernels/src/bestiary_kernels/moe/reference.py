@@ -1,5 +1,7 @@
 """Mixture of experts in torch: the meaning of `route` and `moe`. Shazeer et al., 2017 (arXiv 1701.06538)."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -7,7 +9,7 @@ from torch.nn import functional
 from bestiary_kernels import library
 from bestiary_kernels.activation.reference import gated_activation
 
-__all__ = ["TINY", "moe", "route"]
+__all__ = ["TINY", "experts_linear", "moe", "route"]
 
 #: Added to a sum of weights before they are divided by it: sigmoids may all be 0.
 TINY = 1e-20
@@ -78,15 +80,31 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tens
     In float32 this equals the eager experts of transformers' Mixtral; in bfloat16 theirs round after each expert.
     Raises IndexError for an expert outside the weights.
     """
-    chosen = experts.flatten()
-    if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= len(gate_up)):
-        library.fail("moe", library.BAD_EXPERT)
     y = x.new_zeros(x.shape, dtype=torch.float32)
-    sizes = chosen.bincount(minlength=len(gate_up)).tolist()
+    for expert, places in _by_expert(experts, len(gate_up)):
+        token = places // experts.shape[1]
+        hidden = gated_activation(functional.linear(x[token], gate_up[expert]), act)
+        said = functional.linear(hidden, down[expert]).float()
+        y.index_add_(0, token, said * weights.flatten()[places, None])
+    return y.to(x.dtype)
+
+
+def experts_linear(x: Tensor, weight: Tensor, experts: Tensor) -> Tensor:
+    """Return [T, k, N], expert after expert. Raises IndexError for an expert outside the weights."""
+    y = x.new_empty(*experts.shape, weight.shape[1])
+    choices = y.flatten(0, 1)
+    for expert, places in _by_expert(experts, len(weight)):
+        rows = x[places // experts.shape[1]] if x.dim() == 2 else x.flatten(0, 1)[places]
+        choices[places] = functional.linear(rows, weight[expert])
+    return y
+
+
+def _by_expert(experts: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
+    """Each expert that somebody chose, and the numbers of the choices of it, in their order."""
+    chosen = experts.flatten()
+    if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= count):
+        library.fail("moe", library.BAD_EXPERT)
+    sizes = chosen.bincount(minlength=count).tolist()
     for expert, places in enumerate(torch.split(chosen.argsort(stable=True), sizes)):
         if len(places):
-            token = places // experts.shape[1]
-            hidden = gated_activation(functional.linear(x[token], gate_up[expert]), act)
-            said = functional.linear(hidden, down[expert]).float()
-            y.index_add_(0, token, said * weights.flatten()[places, None])
-    return y.to(x.dtype)
+            yield expert, places

@@ -11,7 +11,7 @@ from torch import Tensor
 from bestiary_kernels.activation.triton import activated
 from bestiary_kernels.moe.router.triton import route
 
-__all__ = ["moe", "route"]
+__all__ = ["experts_linear", "moe", "route"]
 
 #: Tiles of one group of experts that share what they read in the second cache.
 _TOGETHER = 8
@@ -106,38 +106,44 @@ def _hide(
 
 @triton.jit(do_not_specialize=["tiles"])
 def _say(
-    hidden,
-    down,
+    x,
+    weight,
     said,
     order,
     starts,
     tiles,
+    x_stride,
     count,
-    width,
-    inner,
+    outputs,
+    inputs,
+    EACH: tl.constexpr,
     COUNT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):
-    """Some columns of what one expert says to some choices: said[choice] = down hidden[place]."""
-    expert, first, end, column = _tile(starts, tiles, tl.cdiv(width, COLUMNS), count, COUNT, ROWS, TOGETHER)
+    """Some columns of what one expert says to some choices: said[choice] = weight x.
+
+    EACH choices share a row of x; 0: its rows lie in the order of the experts.
+    """
+    expert, first, end, column = _tile(starts, tiles, tl.cdiv(outputs, COLUMNS), count, COUNT, ROWS, TOGETHER)
     if first >= end:
         return
     row = first + tl.arange(0, ROWS)
     line = column * COLUMNS + tl.arange(0, COLUMNS)
-    at_hidden = hidden + row.to(tl.int64)[:, None] * inner
-    at_down = down + (expert * width + line)[None, :] * inner
+    from_row = row if EACH == 0 else tl.load(order + row, mask=row < end, other=0) // EACH
+    at_x = x + from_row.to(tl.int64)[:, None] * x_stride
+    at_weight = weight + (expert * outputs + line)[None, :] * inputs
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for begin in range(0, inner, DEPTH):
+    for begin in range(0, inputs, DEPTH):
         k = begin + tl.arange(0, DEPTH)
-        v = tl.load(at_hidden + k[None, :], mask=(row < end)[:, None] & (k < inner)[None, :], other=0.0)
-        w = tl.load(at_down + k[:, None], mask=(line < width)[None, :] & (k < inner)[:, None], other=0.0)
+        v = tl.load(at_x + k[None, :], mask=(row < end)[:, None] & (k < inputs)[None, :], other=0.0)
+        w = tl.load(at_weight + k[:, None], mask=(line < outputs)[None, :] & (k < inputs)[:, None], other=0.0)
         sums = tl.dot(v, w, sums, input_precision="ieee")
     choice = tl.load(order + row, mask=row < end, other=0).to(tl.int64)
-    to = said + choice[:, None] * width + line[None, :]
-    tl.store(to, sums.to(said.dtype.element_ty), mask=(row < end)[:, None] & (line < width)[None, :])
+    to = said + choice[:, None] * outputs + line[None, :]
+    tl.store(to, sums.to(said.dtype.element_ty), mask=(row < end)[:, None] & (line < outputs)[None, :])
 
 
 @triton.jit
@@ -182,21 +188,43 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tens
         return y.zero_()
     x = x if x.stride(1) == 1 else x.contiguous()
     gate_up, down, weights, experts = (t.contiguous() for t in (gate_up, down, weights, experts))
-    order = torch.empty(choices, dtype=torch.int32, device=x.device)
-    starts = torch.empty(count + 1, dtype=torch.int32, device=x.device)
     hidden = torch.empty((choices, inner), dtype=x.dtype, device=x.device)
     said = torch.empty((choices, width), dtype=x.dtype, device=x.device)
+    order, starts, tiles, hide_columns, say_columns, told = _sorted(experts, count, x.element_size())
+    shape = (tiles, x.stride(0), top_k, count, width, inner)
+    grid = (tiles * triton.cdiv(inner, hide_columns),)
+    _hide[grid](x, gate_up, hidden, order, starts, *shape, KIND=act, COLUMNS=hide_columns, **told)
+    grid, told = (tiles * triton.cdiv(width, say_columns),), {**told, "EACH": 0}
+    _say[grid](hidden, down, said, order, starts, tiles, inner, count, width, inner, COLUMNS=say_columns, **told)
+    block = min(1024, triton.next_power_of_2(width))
+    _add[(tokens * triton.cdiv(width, block),)](said, weights, experts, y, top_k, count, width, BLOCK=block)
+    return y
+
+
+def _sorted(experts: Tensor, count: int, itemsize: int) -> tuple[Tensor, Tensor, int, int, int, dict[str, int]]:
+    """The choices by expert and where each expert's begin; how many tiles they make, and what programs compute with."""
+    choices = experts.numel()
+    order = torch.empty(choices, dtype=torch.int32, device=experts.device)
+    starts = torch.empty(count + 1, dtype=torch.int32, device=experts.device)
     _sort[(count,)](experts, order, starts, choices, count, BLOCK=128 if choices <= 128 else 1024)
-    hide_columns, say_columns, sizes = _sizes(choices, count, x.element_size())
+    hide_columns, say_columns, sizes = _sizes(choices, count, itemsize)
     rows = sizes["ROWS"]
     # Every expert that somebody chose may have one tile that is not full.
     tiles = (choices + min(count, choices) * (rows - 1)) // rows
     told = {**sizes, "COUNT": triton.next_power_of_2(count), "TOGETHER": _TOGETHER}
-    shape = (tiles, x.stride(0), top_k, count, width, inner)
-    grid = (tiles * triton.cdiv(inner, hide_columns),)
-    _hide[grid](x, gate_up, hidden, order, starts, *shape, KIND=act, COLUMNS=hide_columns, **told)
-    grid = (tiles * triton.cdiv(width, say_columns),)
-    _say[grid](hidden, down, said, order, starts, tiles, count, width, inner, COLUMNS=say_columns, **told)
-    block = min(1024, triton.next_power_of_2(width))
-    _add[(tokens * triton.cdiv(width, block),)](said, weights, experts, y, top_k, count, width, BLOCK=block)
+    return order, starts, tiles, hide_columns, say_columns, told
+
+
+def experts_linear(x: Tensor, weight: Tensor, experts: Tensor) -> Tensor:
+    """As the reference; what an expert outside the weights says is undefined."""
+    count, outputs, inputs = weight.shape
+    y = torch.empty((*experts.shape, outputs), dtype=x.dtype, device=x.device)
+    if not y.numel():
+        return y
+    each = experts.shape[1] if x.dim() == 2 else 1
+    x = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, inputs).contiguous()
+    weight, experts = weight.contiguous(), experts.contiguous()
+    order, starts, tiles, _, columns, told = _sorted(experts, count, x.element_size())
+    grid, shape = (tiles * triton.cdiv(outputs, columns),), (tiles, x.stride(0), count, outputs, inputs)
+    _say[grid](x, weight, y, order, starts, *shape, EACH=each, COLUMNS=columns, **told)
     return y
