@@ -13,6 +13,7 @@ import torch
 
 from bestiary import LLM, SamplingParams, registry
 from bestiary.ahead import Ahead, _Flight
+from bestiary.engine import Engine
 from bestiary.testing.fixture import Fixture
 
 PROMPTS = [[3 + (n * k) % 50 for k in range(2 + n % 7 * 3)] for n in range(14)]
@@ -31,10 +32,22 @@ def captured(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Again]
     return function(), Again(function)
 
 
-def checkpoint(name: str, place: Path) -> Path:
+def fixture_of(name: str, place: Path) -> Fixture:
     cases = registry.find(name).load().proof
     assert cases is not None
-    return Fixture(name, import_module(cases).CASES[0], place).folder
+    return Fixture(name, import_module(cases).CASES[0], place)
+
+
+def checkpoint(name: str, place: Path) -> Path:
+    return fixture_of(name, place).folder
+
+
+def sees_ahead(engine: Engine) -> None:
+    """From now on, as on a GPU."""
+    runner = engine.executor.runner  # type: ignore[attr-defined]
+    runner._replays._record = captured
+    runner.ahead = Ahead(runner._replays, runner.groups, runner.block_size, runner.max_model_len)
+    engine.scheduler.early = runner.max_model_len
 
 
 def served(folder: Path, *, ahead: bool, **settings: Any) -> LLM:
@@ -71,6 +84,20 @@ def test_answers_are_the_same(tmp_path: Path, name: str) -> None:
         for n in range(14)
     ]
     assert tokens(served(folder, ahead=True), params) == tokens(served(folder, ahead=False), params)
+
+
+@pytest.mark.parametrize(
+    "name", ["BartForConditionalGeneration", "MllamaForConditionalGeneration", "Qwen2VLForConditionalGeneration"]
+)
+def test_so_they_are_of_models_that_see_more_than_tokens(tmp_path: Path, name: str) -> None:
+    """Texts and pictures that layers look at, and positions on several axes; a prompt without any keeps its company."""
+    fixture = fixture_of(name, tmp_path)
+    plain, ahead = fixture.engine(block_size=5), fixture.engine(block_size=5, max_num_seqs=5)
+    wanted = [answer.tokens for answer in fixture.answers(plain, fixture.samples)]
+    sees_ahead(ahead)
+    assert [answer.tokens for answer in fixture.answers(ahead, fixture.samples)] == wanted
+    steps = ahead.executor.runner._replays._steps  # type: ignore[attr-defined]
+    assert any(recording is not None for _, recording in steps.values())
 
 
 def test_so_they_are_where_some_want_more_than_tokens_and_blocks_are_few(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Recorded decode steps of models with experts, latent rows, windows and caps: the same numbers as unrecorded ones.
+"""Recorded decode steps of models with experts, latent rows, windows, pictures: the same numbers as unrecorded ones.
 
 With adapters too, they ask for no number that a GPU would be waited for.
 """
@@ -24,6 +24,7 @@ pytest.importorskip("transformers")
 RECORDS = kernels.status().backend == "avx512_bf16"
 #: By the name of the case. With a window prompts reach it, and answers go on beyond it.
 CASES = {
+    "BartForConditionalGeneration": "large",
     "DeepseekForCausalLM": "16B",
     "DeepseekV2ForCausalLM": "V2",
     "FalconForCausalLM": "40B: groups, two norms",
@@ -34,7 +35,10 @@ CASES = {
     "MistralForCausalLM": "7B v0.1: a window",
     "MixtralForCausalLM": "all experts in one tensor, and a window",
     "Qwen2MoeForCausalLM": "A2.7B",
+    "Qwen2VLForConditionalGeneration": "7B",
 }
+#: With another case, whose adapters come to more; and a model that has more than kernels of ours.
+CAPTURED = CASES | {"MixtralForCausalLM": "8x7B: an expert a tensor", "MllamaForConditionalGeneration": "11B"}
 
 
 def fixture_of(name: str, case: str, folder: Path) -> Fixture:
@@ -83,7 +87,7 @@ class NeverWaiting(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "case"), {**CASES, "MixtralForCausalLM": "8x7B: an expert a tensor"}.items())
+@pytest.mark.parametrize(("name", "case"), CAPTURED.items())
 def test_a_step_with_adapters_can_be_captured(
     name: str, case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ for comes to nothing: it wrote where its sequence alone writes, before whoever m
 from collections.abc import Callable, Sequence
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from bestiary.cache import CacheGroup
@@ -52,6 +53,7 @@ class Ahead:
     def __init__(self, replays: Replays, groups: Sequence[CacheGroup], block_size: int, longest: int) -> None:
         self._replays, self._size, self._longest = replays, block_size, longest
         self._is_state = [group.fixed is not None for group in groups]
+        self._is_constant = [group.is_constant for group in groups]
         self._flight: _Flight | None = None
 
     def execute(
@@ -114,19 +116,20 @@ class Ahead:
         """Blocks for the token after this one are there."""
         needed = (row.start + 1) // self._size + 1
         return all(
-            is_state or len(blocks) >= needed for is_state, blocks in zip(self._is_state, row.blocks, strict=True)
+            is_constant or len(blocks) >= needed
+            for is_constant, blocks in zip(self._is_constant, row.blocks, strict=True)
         )
 
     def _next(self, row: StepRow, place: int) -> StepRow:
         known = row.sampling
         assert known is not None
         sampling = Row(known.params, known.tokens, known.num_prompt, known.seed, known.end_ids, on_their_way=1)
-        return StepRow([place], row.start + 1, row.blocks, sampling, inputs=row.inputs, adapter=row.adapter)
+        return replace(row, tokens=[place], start=row.start + 1, sampling=sampling)
 
     def _swapped(self, row: StepRow) -> StepRow:
         """With states as they are once this step is taken in: what it writes, the next one reads."""
         blocks = [list(b)[::-1] if is_state else b for is_state, b in zip(self._is_state, row.blocks, strict=True)]
-        return StepRow(row.tokens, row.start, blocks, row.sampling, inputs=row.inputs, adapter=row.adapter)
+        return replace(row, blocks=blocks)
 
 
 def _result(token: int) -> StepResult:

@@ -42,8 +42,9 @@ class Crossing:
     #: [N, width], and [N] int64 where their keys and values go; None where there is none that is new.
     vectors: Tensor | None
     slots: Tensor | None
-    #: [T] bool, tokens of sequences that look at anything; None: all are.
+    #: [T] bool, tokens of sequences that look at anything; None: all are, or where nobody looks none is.
     looking: Tensor | None = None
+    nobody: bool = False
     #: [T, 2] int32, the first vector and the one after the last that each token looks at; None: all of its sequence's.
     ranges: Tensor | None = None
     #: [T] bool, tokens whose layers go on with what they made of looking; None: all are.

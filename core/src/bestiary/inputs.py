@@ -106,8 +106,19 @@ class Inputs:
     shift: int = 0
 
     def ends_before(self, place: int) -> bool:
-        """Tokens from `place` on are embedded, placed and seen as if there were nothing but tokens."""
-        return not self.crossed and self.axes is None and place >= max((self.prefix, *(s.end for s in self.spans)))
+        """Tokens from `place` on are embedded and placed as if there were nothing but tokens.
+
+        If there is more to look at, they all look at `num_seen` vectors, and go on with what they made of it.
+        """
+        last = self.looks[-1] if self.looks else Look(0, 0, 0)
+        num_axes = 0 if self.axes is None else self.axes.shape[1]
+        ends = (self.prefix, num_axes, last.start, *(span.end for span in self.spans))
+        return place >= max(ends) and last.first == 0 and last.heeds
+
+    @property
+    def num_seen(self) -> int:
+        """How many vectors, from the first on, a token beyond the prompt looks at."""
+        return self.looks[-1].end if self.looks else self.num_crossed
 
     @property
     def num_crossed(self) -> int:

@@ -7,14 +7,14 @@ kernels, on a GPU a graph.
 
 import ctypes
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from bestiary.batch import Batch, Pages, Slots
+from bestiary.batch import Batch, Crossing, Pages, Slots
 from bestiary.blocks import Decoder, Kind, Lanes
 from bestiary.step import StepRow
 from bestiary_kernels import Arena, Graph, Tape
@@ -51,17 +51,14 @@ class Replays:
         device: torch.device,
     ) -> None:
         self._lanes, self._model, self._caches, self._device = lanes, model, caches, device
-        self._layout = _Layout(tuple(kinds), block_size, -(-longest // block_size))
-        #: By rows, and whether any of them has an adapter: without one, what stands beside the matrices is left out.
-        self._steps: dict[tuple[int, bool], tuple[_Step, Recording | None]] = {}
+        self._layout = _Layout(tuple(kinds), block_size, longest)
+        self._crosses = any(kind.crossed is not None for kind in kinds)
+        #: By rows, whether any of them has an adapter, and whether they look at more than tokens, or some of them. What
+        #: stands beside the matrices, and layers that look, are left out where nobody needs them.
+        self._steps: dict[tuple[int, bool, frozenset[bool]], tuple[_Step, Recording | None]] = {}
         #: Sizes that are recorded; None: each as it comes, up to the most that a packed product takes.
         self.sizes = None if device.type == "cpu" else _SIZES
         self._record = self._recorder()
-
-    @staticmethod
-    def suits(kinds: Sequence[Kind]) -> bool:
-        """Steps can be recorded of models with these groups of layers: such as look at nothing but their own tokens."""
-        return all(kind.crossed is None for kind in kinds)
 
     def _takes(self, rows: Sequence[StepRow]) -> bool:
         """Steps of this size are worth a recording, and each row is one token's."""
@@ -78,14 +75,15 @@ class Replays:
             return None
         count = len(rows)
         size = count if self.sizes is None else next(size for size in self.sizes if size >= count)
-        key = size, any(row.adapter >= 0 for row in rows)
+        looking = {bool(row.inputs.crossed) for row in rows} if self._crosses else {False}
+        key = size, any(row.adapter >= 0 for row in rows), frozenset(looking)
         if key in self._steps:
             step, recording = self._steps[key]
             if recording is None:
                 return None
             step.write(rows, tokens)
             return recording.replay()[:count]
-        step = _Step(size, self._layout, self._caches, self._device)
+        step = _Step(size, self._layout, self._caches, looking, self._device)
         step.write(rows, tokens)
         self._lanes.set({"tokens": step.adapters, "outputs": step.adapters} if key[1] else {})
         found, recording = self._record(lambda: self._model.logits(self._model(step.batch)))
@@ -105,11 +103,15 @@ class Replays:
 
 
 class _Layout(NamedTuple):
-    """How sequences are kept: the groups of layers, tokens of a block, and blocks of the longest sequence."""
+    """How sequences are kept: the groups of layers, tokens of a block, and tokens of the longest sequence."""
 
     kinds: tuple[Kind, ...]
     block_size: int
-    most_blocks: int
+    longest: int
+
+    def most_blocks(self, kind: Kind) -> int:
+        """Blocks of the longest sequence in a group of that kind."""
+        return -(-(self.longest if kind.crossed is None else kind.crossed) // self.block_size)
 
 
 class _Memory:
@@ -141,24 +143,56 @@ class _Memory:
             self._sent.record()
 
 
+class _Tables:
+    """[n, most blocks] int32: the blocks of `n` rows."""
+
+    def __init__(self, n: int, most_blocks: int, memory: _Memory) -> None:
+        self._most = most_blocks
+        self._numbers, numbers = memory.take(n * most_blocks, torch.int32)
+        self.tensor = numbers.view(n, most_blocks)
+
+    def write(self, i: int, blocks: Sequence[int]) -> None:
+        """Row i has these."""
+        first = i * self._most
+        self._numbers[first : first + len(blocks)] = array("i", blocks)
+
+
 class _PagedRows:
     """Where the tokens of `n` rows are kept by one group of layers."""
 
-    def __init__(self, n: int, layout: _Layout, memory: _Memory) -> None:
-        self._size, self._most_blocks = layout.block_size, layout.most_blocks
+    def __init__(self, n: int, most_blocks: int, block_size: int, memory: _Memory) -> None:
+        self._size, self._tables = block_size, _Tables(n, most_blocks, memory)
         self._slots, slots = memory.take(n, torch.int64)
-        self._tables, tables = memory.take(n * self._most_blocks, torch.int32)
-        self.pages = Pages(tables.view(n, self._most_blocks), slots)
+        self.pages = Pages(self._tables.tensor, slots)
 
-    def write(self, i: int, start: int, blocks: Sequence[int]) -> None:
-        """Row i has these blocks, and its token comes at `start`."""
-        size, first = self._size, i * self._most_blocks
-        self._slots[i] = blocks[start // size] * size + start % size
-        self._tables[first : first + len(blocks)] = array("i", blocks)
+    def write(self, i: int, row: StepRow, blocks: Sequence[int]) -> None:
+        """Row i has these blocks, and its token comes at its place in them."""
+        self._slots[i] = blocks[row.start // self._size] * self._size + row.start % self._size
+        self._tables.write(i, blocks)
 
     def skip(self, i: int) -> None:
         """Row i is nobody's, and is not kept."""
         self._slots[i] = -1
+
+
+class _CrossedRows:
+    """Where what `n` rows look at beside their tokens is kept by one group of layers."""
+
+    def __init__(self, n: int, most_blocks: int, looking: Set[bool], memory: _Memory) -> None:
+        self._tables = _Tables(n, most_blocks, memory)
+        self._lens, lens = memory.take(n, torch.int32)
+        self._looks, looks = memory.take(n, torch.bool)
+        mask = looks if len(looking) > 1 else None
+        self.crossing = Crossing(self._tables.tensor, lens, None, None, looking=mask, nobody=True not in looking)
+
+    def write(self, i: int, row: StepRow, blocks: Sequence[int]) -> None:
+        """Row i looks at what is in these blocks, if there are any."""
+        self._lens[i], self._looks[i] = row.inputs.num_seen, bool(blocks)
+        self._tables.write(i, blocks)
+
+    def skip(self, i: int) -> None:
+        """Row i is nobody's, and looks at nothing."""
+        self._lens[i], self._looks[i] = 0, False
 
 
 class _StateRows:
@@ -170,10 +204,10 @@ class _StateRows:
         self._fresh, fresh = memory.take(n, torch.bool)
         self.slots = Slots(read, write, fresh)
 
-    def write(self, i: int, start: int, blocks: Sequence[int]) -> None:
+    def write(self, i: int, row: StepRow, blocks: Sequence[int]) -> None:
         """Row i reads the first of these slots and writes the second; at the start of its sequence there is nothing."""
         self._read[i], self._write[i] = blocks
-        self._fresh[i] = start == 0
+        self._fresh[i] = row.start == 0
 
     def skip(self, i: int) -> None:
         """Row i is nobody's, and is not kept."""
@@ -184,18 +218,34 @@ class _StateRows:
 class _Step:
     """The input of a step of `n` rows, in memory that stays where it is."""
 
-    def __init__(self, n: int, layout: _Layout, caches: Sequence[tuple[Tensor, ...]], device: torch.device) -> None:
-        words_of_a_group = 3 * n + n * layout.most_blocks // 2 + 1
-        memory = self._memory = _Memory(4 * n + len(layout.kinds) * words_of_a_group, device)
+    def __init__(
+        self,
+        n: int,
+        layout: _Layout,
+        caches: Sequence[tuple[Tensor, ...]],
+        looking: Set[bool],
+        device: torch.device,
+    ) -> None:
+        words = sum(3 * n + n * layout.most_blocks(kind) // 2 + 1 for kind in layout.kinds)
+        memory = self._memory = _Memory(4 * n + words, device)
         self._size = n
         self._tokens, tokens = memory.take(n, torch.int64)
         self._positions, positions = memory.take(n, torch.int64)
         self._lengths, lengths = memory.take(n, torch.int32)
         self._adapters, self.adapters = memory.take(n, torch.int32)
-        numbered = list(enumerate(layout.kinds))
-        paged = {g: _PagedRows(n, layout, memory) for g, kind in numbered if kind.fixed is None}
-        states = {g: _StateRows(n, memory) for g, kind in numbered if kind.fixed is not None}
-        self._groups: list[tuple[int, _PagedRows | _StateRows]] = [*paged.items(), *states.items()]
+        paged, states, crossed = dict[int, _PagedRows](), dict[int, _StateRows](), dict[int, _CrossedRows]()
+        for g, kind in enumerate(layout.kinds):
+            if kind.fixed is not None:
+                states[g] = _StateRows(n, memory)
+            elif kind.crossed is not None:
+                crossed[g] = _CrossedRows(n, layout.most_blocks(kind), looking, memory)
+            else:
+                paged[g] = _PagedRows(n, layout.most_blocks(kind), layout.block_size, memory)
+        self._groups: list[tuple[int, _PagedRows | _StateRows | _CrossedRows]] = [
+            *paged.items(),
+            *states.items(),
+            *crossed.items(),
+        ]
         self.batch = Batch(
             token_ids=tokens,
             positions=positions,
@@ -205,6 +255,7 @@ class _Step:
             states={g: rows.slots for g, rows in states.items()},
             output_rows=None,
             caches=caches,
+            crossings={g: rows.crossing for g, rows in crossed.items()},
         )
 
     def write(self, rows: Sequence[StepRow], tokens: Tensor | None) -> None:
@@ -212,10 +263,11 @@ class _Step:
         self._memory.wait()
         for i, row in enumerate(rows):
             start = row.start
-            self._tokens[i], self._positions[i], self._lengths[i] = row.tokens[0], start, start + 1
-            self._adapters[i] = row.adapter
+            # Beyond a prompt that has several axes of positions a token's position is one and the same on each.
+            self._tokens[i], self._positions[i] = row.tokens[0], start + row.inputs.shift
+            self._lengths[i], self._adapters[i] = start + 1, row.adapter
             for g, group in self._groups:
-                group.write(i, start, row.blocks[g])
+                group.write(i, row, row.blocks[g])
         for i in range(len(rows), self._size):
             self._tokens[i] = self._positions[i] = 0
             self._lengths[i], self._adapters[i] = 1, -1

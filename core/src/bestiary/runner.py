@@ -82,7 +82,7 @@ class Runner:
         encoder = self._model.encoder if self._mesh.is_first else None
         self.encoding = Encoding(encoder, _ENCODED, dtype, self.device)
         self._replays: Replays | None = None
-        if Replays.suits(kinds) and self._mesh.is_alone:
+        if self._mesh.is_alone:
             where = self.block_size, self.max_model_len, self._lanes, self.device
             self._replays = Replays(self._model, self._caches, kinds, *where)
         #: On a GPU, whose host would keep it waiting.
@@ -249,6 +249,7 @@ class Runner:
             lens=self._move(torch.tensor([row.inputs.num_crossed for row in rows], dtype=torch.int32)),
             vectors=crossed_ND,
             slots=None if crossed_ND is None else self._move(torch.frombuffer(slots, dtype=torch.int64)),
+            nobody=not any(row.inputs.crossed for row in rows),
             **{name: self._move(tensor) for name, tensor in _looks(rows).items()},
         )
 
@@ -301,7 +302,7 @@ def _table(rows: Sequence[StepRow], group: int) -> Tensor:
 def _looks(rows: Sequence[StepRow]) -> dict[str, Tensor]:
     """By name in `Crossing` what differs from token to token; nothing of what is alike for all."""
     found: dict[str, Tensor] = {}
-    if not all(row.inputs.crossed for row in rows):
+    if len({bool(row.inputs.crossed) for row in rows}) > 1:
         counts = torch.tensor([len(row.tokens) for row in rows])
         found["looking"] = torch.tensor([bool(row.inputs.crossed) for row in rows]).repeat_interleave(counts)
     if any(row.inputs.looks for row in rows):

@@ -37,9 +37,9 @@ class StepRow(msgspec.Struct, gc=False):
 
     @property
     def decodes(self) -> bool:
-        """One token, placed and seen as if there were nothing but tokens, whose successor is chosen."""
+        """One token, beyond all that its prompt brings, whose successor is chosen."""
         alone = len(self.tokens) == 1 and self.sampling is not None and not self.successors
-        return alone and self.inputs.ends_before(self.start)
+        return alone and (self.is_crossed or not self.inputs.crossed) and self.inputs.ends_before(self.start)
 
 
 class StepResult(msgspec.Struct, gc=False):

@@ -207,7 +207,7 @@ class Embedding(Leaf):
     def forward(self, ids_T: Tensor) -> Tensor:
         """[T] int64 to [T, width]."""
         if self.add is None or self.own_rows is None:
-            return self._adapted(ids_T + self.offset if self.offset else ids_T)
+            return self._adapted(ids_T)
         own = self.own_rows["out"]
         is_elsewhere = (ids_T < own.start) | (ids_T >= own.stop)
         found_TD = self._adapted((ids_T - own.start).masked_fill(is_elsewhere, 0))
@@ -216,7 +216,7 @@ class Embedding(Leaf):
     def _adapted(self, rows_T: Tensor) -> Tensor:
         y_TD = self._rows(rows_T)
         slots_T = None if self.lanes is None else self.lanes.of("tokens", rows_T)
-        return y_TD if slots_T is None or self.low is None else self.low.add(y_TD, rows_T, slots_T)
+        return y_TD if slots_T is None or self.low is None else self.low.add(y_TD, rows_T + self.offset, slots_T)
 
     def _rows(self, rows_T: Tensor) -> Tensor:
-        return kernels.embedding(self.weight, rows_T)
+        return kernels.embedding(self.weight[self.offset :], rows_T)

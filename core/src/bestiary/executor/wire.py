@@ -247,10 +247,15 @@ def _packed_row(row: StepRow) -> _Row:
         row.prompt_logprobs,
         list(row.successors),
         row.num_vectors,
-        None if row.inputs.ends_before(row.start) and not row.inputs.shift else _packed_inputs(row),
+        None if _is_plain(row) else _packed_inputs(row),
         row.is_crossed,
         row.adapter,
     )
+
+
+def _is_plain(row: StepRow) -> bool:
+    """Nothing of what the prompt brings matters any more."""
+    return row.inputs.ends_before(row.start) and not row.inputs.shift and not row.inputs.crossed
 
 
 def _row(row: _Row) -> StepRow:

@@ -79,7 +79,7 @@ class CrossLayer(Block):
         """The stream, whole."""
         x_TD = x_TD if residual_TD is None else x_TD + residual_TD
         crossing = batch.crossings[self.cross.group]
-        if crossing.looking is not None and not bool(crossing.looking.any()):
+        if crossing.nobody:
             return x_TD, None
         y_TD = x_TD + self.mix_gate.weight.tanh() * self.cross(self.mix_norm(x_TD)[0], batch)
         thought_TD = self.ffn(self.ffn_norm(y_TD)[0], batch)
