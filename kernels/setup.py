@@ -105,8 +105,8 @@ class PlatformWheel(bdist_wheel):
         return ("py3", "none", super().get_tag()[2])
 
 
-sources = sorted(str(path) for path in PACKAGE.rglob("*.cpp"))
+sources, headers = (sorted(str(path) for path in PACKAGE.rglob(f"*.{ending}")) for ending in ("cpp", "hpp"))
 setup(
-    ext_modules=[Extension("bestiary_kernels.library_file", sources)],
+    ext_modules=[Extension("bestiary_kernels.library_file", sources, depends=headers)],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

@@ -204,7 +204,8 @@ template <class T> struct Attention {
         }
     }
 
-    bool run(const Item& item) const {
+    // `later`: what this thread is likely to meet next, or null. Its first keys come while this item's last ones are met.
+    bool run(const Item& item, const Item* later) const {
         Space space;
         if (!reserve(space)) return false;
         if (item.begin < item.end) {
@@ -215,9 +216,12 @@ template <class T> struct Attention {
         int turn = 0;
         for (int64_t begin = item.begin; begin < item.end; begin += CHUNK, turn ^= 1) {
             Rows& next = space.chunks[turn ^ 1];
-            const int left = int(smaller<int64_t>(CHUNK, item.end - begin - CHUNK));
-            if (left > 0) find_rows(item, begin + CHUNK, next);
-            meet_chunk(item, begin, space.chunks[turn], Ahead<T>(next.k, left > 0 ? left : 0, call.width), space);
+            const bool goes_on = begin + CHUNK < item.end;
+            const Item* const then = goes_on ? &item : later;
+            const int64_t from = goes_on ? begin + CHUNK : later ? later->begin : 0;
+            const int left = then ? int(smaller<int64_t>(CHUNK, then->end - from)) : 0;
+            if (left > 0) find_rows(*then, from, next);
+            meet_chunk(item, begin, space.chunks[turn], Ahead<T>(next.k, left, call.width), space);
         }
         end_tile(item, space);
         return true;
@@ -254,8 +258,10 @@ template <class T> struct Attention {
         const int status = make_plan(call, tables, plan);
         if (status != OK) return status;
         int missed = 0;
+        const int64_t threads = plan.parallel ? omp_get_max_threads() : 1;
         share(plan.count, 1, plan.parallel, [&](int64_t i) {
-            if (!run(plan.items[i])) __atomic_store_n(&missed, 1, __ATOMIC_RELAXED);
+            const Item* const later = i + threads < plan.count ? &plan.items[i + threads] : nullptr;
+            if (!run(plan.items[i], later)) __atomic_store_n(&missed, 1, __ATOMIC_RELAXED);
         });
         if (missed) return NO_MEMORY;
         if (plan.split)
