@@ -7,8 +7,9 @@ from operator import eq
 
 from rig.contender import Contender, running
 from rig.entries import Sizes, entries, parser, weight_bits
+from rig.machine import Memory
 from rig.model import Model
-from rig.report import Report, measured, ratios, spread
+from rig.report import Report, measured, ratios, shares, spread
 
 ONE_AT_A_TIME = "llamacpp-python"
 COLUMNS = ["batch", "engine", "tokens/s, median (range)", "of the floor", "first / this", "same tokens as first"]
@@ -28,26 +29,31 @@ def main() -> None:
     with (
         measured(options, model, f"Decode, {options.prompt} + {options.new} tokens, greedy, bf16", COLUMNS) as report,
         running(entries(options, model, sizes)) as contenders,
+        Memory(options.python, options.threads) as memory,
     ):
         report.versions(contenders)
         report.notes += [
             "Rate = batch × (new - 1) / (time for all new tokens - time for one), measured one after the other.",
-            "Floor: all weights once and the sequences' keys and values, each step, at the probe's bandwidth. A weight "
-            "is 16 bits; in bestiary 12, without loss, where the machine can read them (BESTIARY_SQUEEZE=0: 16).",
+            "Floor: all weights once and the sequences' keys and values, each step, at the bandwidth that a probe reads"
+            " with right before and after each turn (the mean); median and range over the rounds. A weight is 16 bits; "
+            "in bestiary 12, without loss, where the machine can read them (BESTIARY_SQUEEZE=0: 16).",
         ]
         for batch in batches:
-            _measure(batch, contenders, model, options, report)
+            _measure(batch, contenders, memory, model, options, report)
 
 
-def _measure(batch: int, contenders: list[Contender], model: Model, options: Namespace, report: Report) -> None:
+def _measure(
+    batch: int, contenders: list[Contender], memory: Memory, model: Model, options: Namespace, report: Report
+) -> None:
     prompts = model.prompts(batch, options.prompt)
     able = [c for c in contenders if batch == 1 or c.entry.name != ONE_AT_A_TIME]
     rates: dict[str, list[float]] = {c.entry.name: [] for c in able}
+    speeds: dict[str, list[float]] = {c.entry.name: [] for c in able}
     outputs: dict[str, list[list[int]]] = {}
     for i in range(options.pairs + 1):
         for contender in able:
             name = contender.entry.name
-            with contender.turn():
+            with memory.beside(speeds[name]), contender.turn():
                 one = contender.ask(prompts, 1)
                 full = contender.ask(prompts, options.new)
             rate = batch * (options.new - 1) / (full.seconds - one.seconds)
@@ -55,17 +61,20 @@ def _measure(batch: int, contenders: list[Contender], model: Model, options: Nam
             if i:
                 rates[name].append(rate)
                 outputs[name] = full.token_ids
+            else:
+                speeds[name].clear()
             report.raw.setdefault(f"batch {batch}", {}).setdefault(name, []).append(
                 {"one_s": one.seconds, "full_s": full.seconds, "first_token_s": full.first_token_s}
             )
+    report.raw[f"batch {batch} memory, GB/s"] = speeds
     context = options.prompt + options.new / 2
     first = able[0].entry.name
     for name, found in rates.items():
         step_bytes = model.decode_step_bytes(batch, context, weight_bits(name))
-        share = statistics.median(found) / batch * step_bytes / (report.probe.read_gb_s * 1e9)
+        floors = [gb_s * 1e9 / step_bytes * batch for gb_s in speeds[name]]
         against = "" if name == first else spread(ratios(rates[first], found), 2)
         same = "" if name == first else _same(outputs[first], outputs[name])
-        report.rows.append([str(batch), name, spread(found), f"{share:.0%}", against, same])
+        report.rows.append([str(batch), name, spread(found), shares(ratios(found, floors)), against, same])
     report.raw[f"batch {batch} tokens"] = outputs
 
 

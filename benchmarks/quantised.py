@@ -1,14 +1,14 @@
 """How much faster does a model decode when its weights take fewer bits and nothing else changes?"""
 
 import os
-import statistics
 import time
 from importlib import metadata
 
 import torch
 from rig.entries import parser
+from rig.machine import Memory
 from rig.model import Model
-from rig.report import measured, ratios, spread
+from rig.report import measured, ratios, shares, spread
 
 from bestiary import LLM, SamplingParams
 from bestiary.checkpoint import ConfigFile
@@ -33,28 +33,33 @@ def main() -> None:
     batches = [int(size) for size in options.batches.split(",")]
     context = round(options.prompt + options.new / 2)
     title = f"Weights of few bits, {options.prompt} + {options.new} tokens, greedy, decode"
-    with measured(options, model, title, COLUMNS) as report:
+    with measured(options, model, title, COLUMNS) as report, Memory(options.python, options.threads) as memory:
         engines = {kind: _llm(model, kind, max(batches)) for kind in KINDS}
         for batch in batches:
             prompts = model.prompts(batch, options.prompt)
             rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
+            speeds: dict[str, list[float]] = {kind: [] for kind in KINDS}
             for i in range(options.pairs + 1):
                 for kind, llm in engines.items():
-                    rate = _rate(llm, prompts, options.new)
+                    with memory.beside(speeds[kind]):
+                        rate = _rate(llm, prompts, options.new)
                     print(f"batch {batch}, round {i}{' (warm-up)' * (i == 0)}: {kind} {rate:.1f} tokens/s", flush=True)
                     if i:
                         rates[kind].append(rate)
+                    else:
+                        speeds[kind].clear()
             read = {kind: _step_bytes(model, kind, batch, context) for kind in KINDS}
             for kind, found in rates.items():
-                share = statistics.median(found) / batch * read[kind] / (report.probe.read_gb_s * 1e9)
+                floors = [gb_s * 1e9 / read[kind] * batch for gb_s in speeds[kind]]
                 against = "" if kind == PLAIN else spread(ratios(found, rates[PLAIN]), 2)
                 most = "" if kind == PLAIN else f"{read[PLAIN] / read[kind]:.2f}"
-                report.rows.append([str(batch), kind, spread(found), against, most, f"{share:.0%}"])
-            report.raw[f"batch {batch}"] = rates
+                report.rows.append([str(batch), kind, spread(found), against, most, shares(ratios(found, floors))])
+            report.raw[f"batch {batch}"], report.raw[f"batch {batch} memory, GB/s"] = rates, speeds
         report.facts["versions"] = {name: {name: metadata.version(name)} for name in ("bestiary", "torch")}
         report.notes += [
             "Rate = batch x (new - 1) / (time for all new tokens - time for one); a round is one turn of each.",
-            "Floor: what the planner says that a step reads, weights and cache, at the probe's bandwidth.",
+            "Floor: what the planner says that a step reads, weights and cache, at the bandwidth that a probe reads "
+            "with right before and after each turn (the mean); median and range over the rounds.",
             "12 bits: the same numbers, and the same text; what is served where nothing else is asked for.",
             "With int8 and int4 the head stays in bf16 of 12 bits: a large part of what is read of a small model.",
         ]

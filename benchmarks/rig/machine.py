@@ -5,6 +5,8 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,37 @@ def probe(python: str, threads: int) -> Probe:
     if done.returncode:
         raise SystemExit(f"The bandwidth probe failed; it needs torch in {python}.\n{done.stderr[-2000:]}")
     return Probe(**json.loads(done.stdout.splitlines()[-1]))
+
+
+class Memory:
+    """How fast memory reads at the moment: a process that waits to be asked. On a shared host it changes in seconds."""
+
+    def __init__(self, python: str, threads: int) -> None:
+        command = [python, str(_PROBE), str(threads), "ask"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> "Memory":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    @contextmanager
+    def beside(self, found: list[float]) -> Iterator[None]:
+        """Add the mean, in GB/s, of before and after a block of code."""
+        before = self._gb_s()
+        yield
+        found.append((before + self._gb_s()) / 2)
+
+    def _gb_s(self) -> float:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("The bandwidth probe ended; what it said stands above.")
+        return float(line)
 
 
 def drifted(before: Probe, after: Probe) -> bool:

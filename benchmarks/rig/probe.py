@@ -1,4 +1,7 @@
-"""Print, as JSON, the best sequential read (GB/s) and bf16 matrix product (GFLOP/s) of N threads: probe.py N."""
+"""Print, as JSON, the best sequential read (GB/s) and bf16 matrix product (GFLOP/s) of N threads: probe.py N [ask].
+
+With `ask` it answers each line of its input with the best read of that moment.
+"""
 
 import json
 import sys
@@ -36,6 +39,10 @@ def main() -> None:
     """Measure and print."""
     threads = int(sys.argv[1])
     torch.set_num_threads(threads)
+    if sys.argv[2:] == ["ask"]:
+        for _ in sys.stdin:
+            print(read_gb_s(threads), flush=True)
+        return
     square = torch.randn(SIDE, SIDE).bfloat16()
     flops = 2 * SIDE**3 / best_s(lambda: square @ square, 6)
     print(json.dumps({"read_gb_s": read_gb_s(threads), "bf16_gflop_s": flops / 1e9}))

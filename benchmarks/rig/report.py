@@ -113,6 +113,11 @@ def spread(values: list[float], digits: int = 1) -> str:
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 
 
+def shares(values: list[float]) -> str:
+    """The median and the range, in percent."""
+    return f"{statistics.median(values):.0%} ({min(values):.0%} to {max(values):.0%})"
+
+
 def ratios(ours: list[float], theirs: list[float]) -> list[float]:
     """Round by round, so that what slows a whole round slows both."""
     return [a / b for a, b in zip(ours, theirs, strict=True)]
