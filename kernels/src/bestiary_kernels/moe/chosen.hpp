@@ -1,5 +1,5 @@
-// Choices in the order of their experts, and products of a few of an expert's tokens with lines of its weights: what all
-// operations of experts share. Knows neither who chose nor what becomes of the numbers.
+// Choices in the order of their experts, and products of a few of an expert's tokens with lines of its weights: what
+// all operations of experts share. Knows neither who chose nor what becomes of the numbers.
 #pragma once
 #include "../dot.hpp"
 
@@ -26,7 +26,8 @@ struct Buckets {
         int64_t *const order = (int64_t*)(all + experts), count = 0;
         for (int64_t expert = 0; expert < experts; ++expert) all[expert] = {expert, 0, 0};
         for (int64_t i = 0; i < choices; ++i) ++all[chosen[i]].count;
-        for (int64_t expert = 0, before = 0; expert < experts; before += all[expert++].count) all[expert].first = before;
+        for (int64_t expert = 0, before = 0; expert < experts; before += all[expert++].count)
+            all[expert].first = before;
         for (int64_t i = 0; i < choices; ++i) order[all[chosen[i]].first++] = i;
         for (int64_t expert = 0; expert < experts; ++expert) {
             all[expert].first -= all[expert].count;
@@ -49,13 +50,14 @@ template <class T> struct Lines {
     static constexpr int TOKENS = MOST_TOGETHER, LINES = W == 16 ? 4 : 2, BLOCK = 16;
     static constexpr int64_t WORTH_SHARING = 65536;
 
-    // to[token * stride + line] = from[token] . lines[line]. `next` is how far beyond them the lines lie that come after.
+    // to[token * stride + line] = from[token] . lines[line]. `next` is how far beyond them lie the lines that follow.
+    // Inlined by decree: left to itself the compiler asks how much else there is to inline, and sums live in memory.
     template <int tokens>
-    static void multiply(const T* const* from, const T* const* lines, int64_t inputs, int64_t next, float* to,
-                         int64_t stride) {
+    __attribute__((always_inline)) static inline void multiply(const T* const* from, const T* const* lines,
+                                                               int64_t inputs, int64_t next, float* to,
+                                                               int64_t stride) {
         Floats sum[tokens][LINES] = {};
         int64_t k = 0;
-        // Left to itself the compiler asks how much else there is to inline: not inlined, the sums live in memory.
         const auto add = [&](auto take) __attribute__((always_inline)) {
             typename Inputs::Lanes w[LINES];
 #pragma GCC unroll 4
@@ -73,6 +75,7 @@ template <class T> struct Lines {
             add([](const T* at) { return Inputs::take(at); });
         }
         if (const int rest = int(inputs - k)) add([=](const T* at) { return Inputs::take_part(at, rest); });
+#pragma GCC unroll 8
         for (int token = 0; token < tokens; ++token, to += stride) {
             if constexpr (LINES == 4) {
                 const Floats four = sums_of(sum[token][0], sum[token][1], sum[token][2], sum[token][3]);
@@ -100,7 +103,9 @@ template <class T> struct Lines {
 
     // said[token][line] = from[token] . weight[line] for a block of up to BLOCK lines; beyond them are zeros.
     template <int tokens>
-    static void multiply_block(const T* const* from, const T* weight, int64_t inputs, int lines, float (*said)[BLOCK]) {
+    __attribute__((always_inline)) static inline void multiply_block(const T* const* from, const T* weight,
+                                                                     int64_t inputs, int lines,
+                                                                     float (*said)[BLOCK]) {
         if (lines < BLOCK) memset(said, 0, tokens * sizeof *said);
         for (int line = 0; line < lines; line += LINES) {
             const T* at[LINES];

@@ -1,4 +1,4 @@
-// A matrix of the expert that a choice names, times its row: each chosen expert's matrix is read once, for all its rows.
+// A matrix of the expert that a choice names, times its row: each chosen expert's is read once, for all its rows.
 #include "chosen.hpp"
 
 namespace {
@@ -45,21 +45,22 @@ template <class T> struct ExpertsLinear {
     }
 };
 
-template <class T> void multiply_experts(const ExpertsCall& call, const Buckets& buckets, const void* x,
-                                         const void* weight, void* y) {
+template <class T>
+void multiply_experts(const ExpertsCall& call, const Buckets& buckets, const void* x, const void* weight, void* y) {
     ExpertsLinear<T>{call, (const T*)x, (const T*)weight, (T*)y, buckets}.run();
 }
 
 }  // namespace
 
-// x: strided rows; weight [experts, outputs, inputs], experts [choices] and y [choices, outputs]: dense. Experts' numbers
-// are looked at before anything is written.
+// x: strided rows; weight [experts, outputs, inputs], experts [choices] and y [choices, outputs]: dense. Experts'
+// numbers are looked at before anything is written.
 EXPORT(int, experts_linear)(int is_bf16, const void* x, const void* weight, const int64_t* experts, void* y,
                             const ExpertsCall* call) {
     if (!are_experts(experts, call->choices, call->experts)) return BAD_EXPERT;
     void* const memory = scratch(Buckets::bytes(call->experts, call->choices));
     if (!memory) return NO_MEMORY;
     const Buckets buckets = Buckets::sorted(memory, call->experts, experts, call->choices);
-    is_bf16 ? multiply_experts<bf16>(*call, buckets, x, weight, y) : multiply_experts<float>(*call, buckets, x, weight, y);
+    const auto multiply = is_bf16 ? multiply_experts<bf16> : multiply_experts<float>;
+    multiply(*call, buckets, x, weight, y);
     return OK;
 }
