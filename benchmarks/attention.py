@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from rig import machine
-from rig.report import RESULTS, Report, spread
+from rig.report import RESULTS, Report, ratios, shares, spread
 from torch.nn import functional
 
 from bestiary_kernels import paged_attention
@@ -40,14 +40,13 @@ def main() -> None:
     given = options.parse_args()
     machine.require_quiet(given.noisy)
     torch.set_num_threads(machine.cores())
-    limits = [_read_bandwidth()]
     report = Report(f"Paged decode attention, batch {BATCH}, bf16", COLUMNS)
-    for name, heads in HEADS.items():
-        _measure(name, heads, given.rounds, limits[0], report)
-    limits.append(_read_bandwidth())
+    with machine.Memory(sys.executable, torch.get_num_threads()) as memory:
+        for name, heads in HEADS.items():
+            _measure(name, heads, given.rounds, memory, report)
     about = machine.describe()
     report.notes = [
-        f"Floor: keys and values once, at {limits[0] / 1e9:.1f} GB/s read ({limits[1] / 1e9:.1f} after).",
+        "Floor: keys and values once, at the bandwidth that a probe reads with right before and after each round.",
         f"Goal at contexts of 1,024 and more: {GOAL:.0%} of it, and no more than linear in the context.",
         "torch: scaled_dot_product_attention over keys and values of one length that lie side by side, which no cache "
         "of pages does for it.",
@@ -60,7 +59,7 @@ def main() -> None:
     (RESULTS / "attention.json").write_text(json.dumps(report.raw, indent=1) + "\n")
 
 
-def _measure(name: str, shape: tuple[int, int, int], rounds: int, limit: float, report: Report) -> None:
+def _measure(name: str, shape: tuple[int, int, int], rounds: int, memory: machine.Memory, report: Report) -> None:
     heads, kv_heads, width = shape
     base = 0.0
     for context in CONTEXTS:
@@ -76,8 +75,10 @@ def _measure(name: str, shape: tuple[int, int, int], rounds: int, limit: float, 
         found: dict[str, list[float]] = {"ours": [], "torch": []}
         ours = [partial(paged_attention, q, *one, tables, starts, lens, width**-0.5) for one in caches]
         torchs = partial(functional.scaled_dot_product_attention, q[:, :, None], *flat, enable_gqa=True)
+        speeds: list[float] = []
         for turn in range(rounds + 1):
-            times = {"ours": statistics.mean(map(_seconds, ours)), "torch": _seconds(torchs)}
+            with memory.beside(speeds):
+                times = {"ours": statistics.mean(map(_seconds, ours)), "torch": _seconds(torchs)}
             for who, taken in times.items() if turn else ():
                 found[who].append(taken)
         seconds = statistics.median(found["ours"])
@@ -85,7 +86,7 @@ def _measure(name: str, shape: tuple[int, int, int], rounds: int, limit: float, 
         if context == 1024:
             base = seconds / context
         linear = f"{seconds / context / base:.2f}" if base else ""
-        shares = [t / o for t, o in zip(found["torch"], found["ours"], strict=True)]
+        times_of = ratios(found["torch"], found["ours"])
         row = [
             name,
             str(BATCH),
@@ -93,13 +94,10 @@ def _measure(name: str, shape: tuple[int, int, int], rounds: int, limit: float, 
             spread([s * 1e6 for s in found["ours"]], 0),
             f"{size / seconds / 1e9:.1f}",
         ]
-        report.rows.append([*row, f"{size / seconds / limit:.0%}", linear, f"{statistics.median(shares):.1f}"])
-        report.raw[f"{name} {context}"] = found
+        of_floor = [size / s / gb_s / 1e9 for s, gb_s in zip(found["ours"], speeds[1:], strict=True)]
+        report.rows.append([*row, shares(of_floor), linear, f"{statistics.median(times_of):.1f}"])
+        report.raw[f"{name} {context}"] = {**found, "memory, GB/s": speeds[1:]}
         print(report.rows[-1], flush=True)
-
-
-def _read_bandwidth() -> float:
-    return machine.probe(sys.executable, torch.get_num_threads()).read_gb_s * 1e9
 
 
 def _seconds(function: Callable[[], object]) -> float:
