@@ -115,10 +115,8 @@ def test_a_steady_step_was_always_foreseen(tmp_path: Path, monkeypatch: pytest.M
     llm = served(checkpoint("LlamaForCausalLM", tmp_path), ahead=True)
     calls: list[bool] = []
     replays = llm.engine.executor.runner._replays  # type: ignore[attr-defined]
-    logits = replays.logits
-    monkeypatch.setattr(
-        replays, "logits", lambda rows, tokens=None: calls.append(tokens is not None) or logits(rows, tokens)
-    )
+    run = replays.run
+    monkeypatch.setattr(replays, "run", lambda rows, tokens=None: calls.append(tokens is not None) or run(rows, tokens))
     tokens(llm, [SamplingParams(temperature=0, max_tokens=30, ignore_eos=True, detokenize=False)] * 4)
     assert (
         calls.count(True) == 28

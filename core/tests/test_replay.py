@@ -8,6 +8,7 @@ import torch
 
 import bestiary_kernels as kernels
 from bestiary import LLM, SamplingParams
+from bestiary.replay import Found
 from bestiary.testing.recipe import randomise
 from bestiary.testing.tiny import tiny_checkpoint
 
@@ -78,7 +79,7 @@ def test_float32_runs_unrecorded_where_onednn_has_the_matrices(tmp_path: Path) -
 class Again:
     """What a graph does, without a GPU: the same function over the same memory."""
 
-    def __init__(self, function: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, function: Callable[[], Found]) -> None:
         self.replay = function
 
 

@@ -1,4 +1,4 @@
-"""draw: borders that rounding decides, the same alone and in company on every backend, what is refused."""
+"""greedy and draw: borders that rounding decides, alike alone and in company on every backend, what is refused."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary_kernels import draw, library
-from bestiary_kernels.sampling import _operator, reference
+from bestiary_kernels import draw, greedy, library
+from bestiary_kernels.sampling import _greedy_operator, _operator, reference
 
 BACKENDS = library.status().available
 ALMOST_ONE = 1 - 2**-53
@@ -86,6 +86,13 @@ def test_parameters_that_do_not_fit_are_refused() -> None:
         draw(torch.zeros(2, 0), *good)
 
 
-def test_the_operator_passes_torchs_checks() -> None:
+def test_only_logits_have_a_best_token() -> None:
+    for wrong in (torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 0)):
+        with pytest.raises(ValueError, match="must be floating point, of one token at least"):
+            greedy(wrong)
+
+
+def test_the_operators_pass_torchs_checks() -> None:
+    torch.library.opcheck(_greedy_operator, (torch.randn(2, 5),))
     good = [torch.ones(2), torch.zeros(2, dtype=torch.int32), torch.ones(2), torch.zeros(2), torch.zeros(2).double()]
     torch.library.opcheck(_operator, (torch.randn(2, 5), *good))

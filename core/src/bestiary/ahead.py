@@ -90,8 +90,8 @@ class Ahead:
         samplings = [row.sampling for row in rows if row.sampling is not None and row.sampling.is_plain]
         if len(samplings) < len(rows):
             return None
-        logits_RV = self._replays.logits(placed, tokens_R)
-        return None if logits_RV is None else _Flight(rows, choose(logits_RV.float(), samplings))
+        found = self._replays.run(placed, tokens_R)
+        return None if found is None else _Flight(rows, choose(found.logits_RV, samplings, found.best_R))
 
     def _follow(self, flight: _Flight, rows: Sequence[StepRow], places: Sequence[int]) -> _Flight | None:
         """The step after this one, of all sequences that go on as far as is known; in `tokens` stand places for now."""

@@ -14,27 +14,40 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+import bestiary_kernels as kernels
 from bestiary.batch import Batch, Crossing, Pages, Slots
 from bestiary.blocks import Decoder, Kind, Lanes
 from bestiary.step import StepRow
 from bestiary_kernels import Arena, Graph, Tape
 from bestiary_kernels.linear import MOST_ROWS
 
-__all__ = ["Record", "Recording", "Replays"]
+__all__ = ["Found", "Record", "Recording", "Replays"]
 
 #: Rows of the steps that are captured on a GPU. Others get rows that come to nothing, up to the next of these sizes.
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
+class Found(NamedTuple):
+    """What a step finds for each of its rows, and the token that a sampler would start from."""
+
+    logits_RV: Tensor
+    #: See `bestiary_kernels.greedy`.
+    best_R: Tensor
+
+    def first(self, count: int) -> "Found":
+        """What belongs to so many rows."""
+        return self if count == len(self.best_R) else Found(self.logits_RV[:count], self.best_R[:count])
+
+
 class Recording(Protocol):
     """A step that can run again over what its input holds by then."""
 
-    def replay(self) -> Tensor:
+    def replay(self) -> Found:
         """What the step's function would return."""
 
 
 #: Runs a function; its result, and a recording where that can be had.
-Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Recording | None]]
+Record = Callable[[Callable[[], Found]], tuple[Found, Recording | None]]
 
 
 class Replays:
@@ -65,8 +78,8 @@ class Replays:
         most = MOST_ROWS if self.sizes is None else self.sizes[-1]
         return len(rows) <= most and all(row.decodes for row in rows)
 
-    def logits(self, rows: Sequence[StepRow], tokens: Tensor | None = None) -> Tensor | None:
-        """[R, vocabulary] for rows of one token each, valid until the next step; None where there is no recording.
+    def run(self, rows: Sequence[StepRow], tokens: Tensor | None = None) -> Found | None:
+        """What rows of one token each give, valid until the next step; None where there is no recording.
 
         `tokens` [R] stand for the rows' own where only the device knows those. A model of which some part is not a
         kernel of ours cannot be recorded, and is only tried once.
@@ -82,13 +95,17 @@ class Replays:
             if recording is None:
                 return None
             step.write(rows, tokens)
-            return recording.replay()[:count]
+            return recording.replay().first(count)
         step = _Step(size, self._layout, self._caches, looking, self._device)
         step.write(rows, tokens)
         self._lanes.set({"tokens": step.adapters, "outputs": step.adapters} if key[1] else {})
-        found, recording = self._record(lambda: self._model.logits(self._model(step.batch)))
+        found, recording = self._record(lambda: self._computed(step.batch))
         self._steps[key] = step, recording
-        return found[:count]
+        return found.first(count)
+
+    def _computed(self, batch: Batch) -> Found:
+        logits_RV = self._model.logits(self._model(batch))
+        return Found(logits_RV, kernels.greedy(logits_RV))
 
     def forget(self) -> None:
         """The model has changed: record anew, in new memory, since a pool whose last graph is gone takes no other."""

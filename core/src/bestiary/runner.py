@@ -99,9 +99,9 @@ class Runner:
             return self._now(rows) if self.ahead is None else self.ahead.execute(rows, self._now)
 
     def _now(self, rows: Sequence[StepRow]) -> list[StepResult]:
-        logits = None if self._replays is None else self._replays.logits(rows)
-        if logits is not None:
-            return _choose(logits.float(), rows, [1] * len(rows))
+        found = None if self._replays is None else self._replays.run(rows)
+        if found is not None:
+            return _choose(found.logits_RV, rows, [1] * len(rows), found.best_R)
         try:
             return self._step(rows)
         except Exception:
@@ -120,7 +120,7 @@ class Runner:
         if hidden_RD.shape[0] == 0:
             return [StepResult() for _ in rows]
         logits_RV = self._model.logits(hidden_RD)
-        return _choose(logits_RV.float(), rows, [len(w) for w in wanted]) if self._mesh.answers else []
+        return _choose(logits_RV, rows, [len(w) for w in wanted]) if self._mesh.answers else []
 
     def _received(self, rows: Sequence[StepRow]) -> tuple[Tensor, Tensor | None]:
         """The stream of the stage before, and vectors that sequences begin to look at."""
@@ -337,13 +337,15 @@ def _output_rows(row: StepRow) -> range:
     return range(len(row.tokens) - 1, len(row.tokens)) if row.sampling else range(0)
 
 
-def _choose(logits_RV: Tensor, rows: Sequence[StepRow], counts: Sequence[int]) -> list[StepResult]:
+def _choose(
+    logits_RV: Tensor, rows: Sequence[StepRow], counts: Sequence[int], best_R: Tensor | None = None
+) -> list[StepResult]:
     """Sample where a row's sequence goes on; read the prompt's log-probabilities, or vectors, where they are wanted."""
     results = [StepResult() for _ in rows]
     ends = list(accumulate(counts))
     for row, result, end, count in zip(rows, results, ends, counts, strict=True):
         if row.num_vectors:
-            result.vectors = logits_RV[end - count : end].cpu()
+            result.vectors = logits_RV[end - count : end].float().cpu()
         if row.prompt_logprobs is not None and row.successors:
             first = logits_RV[end - count : end - count + len(row.successors)]
             chosen = torch.tensor(row.successors, device=logits_RV.device)
@@ -351,6 +353,8 @@ def _choose(logits_RV: Tensor, rows: Sequence[StepRow], counts: Sequence[int]) -
     sampling = [i for i, row in enumerate(rows) if row.sampling is not None]
     if sampling:
         last_RV = logits_RV if len(sampling) == logits_RV.shape[0] else logits_RV[[ends[i] - 1 for i in sampling]]
-        for i, choice in zip(sampling, sample(last_RV, [r for row in rows if (r := row.sampling)]), strict=True):
+        for i, choice in zip(
+            sampling, sample(last_RV, [r for row in rows if (r := row.sampling)], best_R), strict=True
+        ):
             results[i].choice = choice
     return results

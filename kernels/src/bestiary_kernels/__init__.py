@@ -20,7 +20,7 @@ from bestiary_kernels.norm import add_layer_norm, add_rms_norm
 from bestiary_kernels.pointwise import add, scaled
 from bestiary_kernels.quantised import QuantisedLinear, dequantise, quantise
 from bestiary_kernels.rotary import rotary, rotary_cache_write
-from bestiary_kernels.sampling import draw
+from bestiary_kernels.sampling import draw, greedy
 from bestiary_kernels.scan import selective_scan
 from bestiary_kernels.tape import Arena, Tape
 
@@ -43,6 +43,7 @@ __all__ = [
     "experts_linear",
     "gated_activation",
     "gpu",
+    "greedy",
     "heads_linear",
     "latent_attention",
     "lora",

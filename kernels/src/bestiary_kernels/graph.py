@@ -8,30 +8,32 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 __all__ = ["Graph"]
 
+#: What a captured function returns: tensors.
+Found = TypeVar("Found")
 
-class Graph:
+
+class Graph(Generic[Found]):
     """Everything that a function launched on a GPU."""
 
-    def __init__(self, graph: Any, output: Tensor) -> None:
+    def __init__(self, graph: Any, output: Found) -> None:
         self._graph = graph
         #: What the function returned; a replay writes it anew, in place.
         self.output = output
 
     @classmethod
-    def capture(cls, function: Callable[[], Tensor], pool: Any) -> tuple[Tensor, Graph | None]:
+    def capture(cls, function: Callable[[], Found], pool: Any) -> tuple[Found, Graph[Found] | None]:
         """Run `function`, then capture it; its result, and a graph if it never asked the GPU for a value meanwhile.
 
         It is run more than once. Graphs of one `pool` (`torch.cuda.graph_pool_handle()`) share memory between their
         kernels, so that what one leaves in its output holds until the next one is captured or replayed.
         """
-        output = function().clone()  # the first run: kernels are compiled, libraries make their handles
+        output = function()  # the first run: kernels are compiled, libraries make their handles
         torch.cuda.synchronize()
         try:
             with _never_waiting():  # a capture that fails leaves streams and memory as no one after it expects them
@@ -46,7 +48,7 @@ class Graph:
             return output, None
         return output, cls(graph, captured)
 
-    def replay(self) -> Tensor:
+    def replay(self) -> Found:
         """Launch it all again, over what the inputs' memory holds now, and return `output`."""
         self._graph.replay()
         return self.output

@@ -50,6 +50,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "add_rms_norm": [_INT, *[_POINTER] * 4, *[_SIZE] * 5, _FLOAT, _FLOAT],
     "cache_write": [*[_POINTER] * 3, *[_SIZE] * 7],
     "gated_activation": [_INT, _INT, _POINTER, _POINTER, *[_SIZE] * 3],
+    "greedy": [_INT, *[_POINTER] * 2, *[_SIZE] * 3],
     "heads_linear": [_INT, *[_POINTER] * 4],
     "rotary": [_INT, *[_POINTER] * 4, *[_SIZE] * 9, _INT],
     "rotary_cache_write": [_INT, *[_POINTER] * 9],

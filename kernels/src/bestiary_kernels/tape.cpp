@@ -61,6 +61,7 @@ inline int run(const Recorded& entry) {
         case 19: return call(VARIANT_NAME(VARIANT, scaled), entry.arguments);
         case 20: return call(VARIANT_NAME(VARIANT, heads_linear), entry.arguments);
         case 23: return call(VARIANT_NAME(VARIANT, experts_linear), entry.arguments);
+        case 24: return call(VARIANT_NAME(VARIANT, greedy), entry.arguments);
 #if defined(__AVX512BF16__)
         case 21: return call(VARIANT_NAME(VARIANT, linear_squeezed), entry.arguments);
         case 22: return call(VARIANT_NAME(VARIANT, embedding_squeezed), entry.arguments);

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bestiary_kernels import library
 
 __all__ = ["Arena", "Tape"]
+
+#: What a recorded function returns: tensors.
+Found = TypeVar("Found")
 
 #: In the order of the switch in tape.cpp.
 _OPERATIONS = (
@@ -45,6 +48,7 @@ _OPERATIONS = (
     "linear_squeezed",
     "embedding_squeezed",
     "experts_linear",
+    "greedy",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")
@@ -86,10 +90,10 @@ class Arena:
         return taken
 
 
-class Tape:
+class Tape(Generic[Found]):
     """The kernels that a function called, in their order, and the memory that they share."""
 
-    def __init__(self, output: Tensor, entries: list[tuple[int, Any]], kept: list[Any], replay: Any) -> None:
+    def __init__(self, output: Found, entries: list[tuple[int, Any]], kept: list[Any], replay: Any) -> None:
         #: What the function returned; a replay writes it anew, in place.
         self.output = output
         self._kept = (entries, kept)  # whose addresses the entries hold
@@ -99,7 +103,7 @@ class Tape:
         self._replay = replay
 
     @classmethod
-    def record(cls, function: Callable[[], Tensor], arena: Arena | None = None) -> tuple[Tensor, Tape | None]:
+    def record(cls, function: Callable[[], Found], arena: Arena | None = None) -> tuple[Found, Tape[Found] | None]:
         """Run `function`; return its result, and a tape if everything that it computed was a kernel of ours.
 
         Memory between the kernels comes from `arena`, or is the tape's own.
@@ -114,7 +118,7 @@ class Tape:
             return output, None
         return output, cls(output, recorder.entries, recorder.kept, kernels.replay)
 
-    def replay(self) -> Tensor:
+    def replay(self) -> Found:
         """Compute again, from what the inputs' memory holds now, and return `output`. Raises as the kernels do."""
         failed = self._replay(self._entries, len(self._names), ctypes.byref(self._at))
         if failed:

@@ -1,14 +1,37 @@
-"""Drawing: the token is one that may come, and where the draw says."""
+"""Choosing tokens: the best is the best; one that is drawn may come, and is where the draw says."""
+
+import math
 
 import torch
 from torch import Tensor
 
-from bestiary_kernels import draw
+from bestiary_kernels import draw, greedy
 
-from .draw import Draw, case, normal
+from .draw import DTYPES, Draw, case, normal
 
 #: How far a sum of float32 weights may be off, as a share of the whole.
 _NOISE = 1e-5
+
+
+@case
+def best(draw_: Draw, device: torch.device) -> None:
+    """Rows within a wider table, with ties, both zeros, and here and there what is no number."""
+    rows, vocabulary = draw_.integer(0, 4), draw_.choice((1, 2, 50, draw_.integer(1, 700), draw_.integer(8000, 30000)))
+    dtype = draw_.choice(DTYPES)
+    wide = normal(draw_, rows, vocabulary + draw_.integer(0, 3), dtype=dtype, device=device)
+    if draw_.choice((True, False)):
+        wide = wide.round()
+    logits = wide[:, :vocabulary]
+    if rows:
+        strange = draw_.choice((None, 0.0, -0.0, math.nan, math.inf, -math.inf))
+        if strange is not None:
+            logits[draw_.integer(0, rows - 1), draw_.integer(0, vocabulary - 1) :: draw_.integer(1, 9)] = strange
+    wanted = []
+    for row in logits.tolist():
+        top = max(row)
+        is_number = math.isfinite(top) and not any(math.isnan(one) for one in row)
+        wanted.append(row.index(top) if is_number else -1)
+    assert greedy(logits).tolist() == wanted
 
 
 @case

@@ -74,11 +74,11 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits: what a float holds without rounding up to 1
 
 
-def sample(logits_RV: Tensor, rows: Sequence[Row]) -> list[Choice]:
-    """One token for each row of float32 logits (which are changed in place)."""
+def sample(logits_RV: Tensor, rows: Sequence[Row], best_R: Tensor | None = None) -> list[Choice]:
+    """One token for each row of logits, changed in place where they are float32; for `best_R` see `choose`."""
     wanted = [r for r, row in enumerate(rows) if row.params.logprobs is not None]
     raw = logits_RV[wanted] if wanted else None
-    tokens_R = choose(logits_RV, rows)
+    tokens_R = choose(logits_RV, rows, best_R)
     choices = [Choice(None if token < 0 else token) for token in tokens_R.tolist()]
     if raw is not None:
         counts = [rows[r].params.logprobs or 0 for r in wanted]
@@ -87,18 +87,23 @@ def sample(logits_RV: Tensor, rows: Sequence[Row]) -> list[Choice]:
     return choices
 
 
-def choose(logits_RV: Tensor, rows: Sequence[Row]) -> Tensor:
-    """[R] tokens of float32 logits (which are changed in place), on their device; -1 where logits are not numbers."""
-    _forbid_and_bias(logits_RV, rows)
-    _penalise(logits_RV, rows)
-    best_R, tokens_R = logits_RV.max(-1)
+def choose(logits_RV: Tensor, rows: Sequence[Row], best_R: Tensor | None = None) -> Tensor:
+    """[R] tokens of logits (changed in place where they are float32), on their device; -1 where they are not numbers.
+
+    `best_R`, which may become the answer, is what `greedy` says of these logits, where that is known.
+    """
+    if not all(row.is_plain for row in rows):
+        logits_RV, best_R = logits_RV.float(), None
+        _forbid_and_bias(logits_RV, rows)
+        _penalise(logits_RV, rows)
+    tokens_R = kernels.greedy(logits_RV) if best_R is None else best_R
     drawing = [r for r, row in enumerate(rows) if not row.params.is_greedy]
-    if len(drawing) == len(rows):
-        tokens_R = _draw(logits_RV, rows)
-    elif drawing:
+    if drawing:
         places = torch.tensor(drawing).to(logits_RV.device, non_blocking=True)
-        tokens_R[places] = _draw(logits_RV[places], [rows[r] for r in drawing])
-    return torch.where(best_R.isfinite(), tokens_R, -1)  # the largest of a row is NaN where any is
+        some_RV = logits_RV if len(drawing) == len(rows) else logits_RV[places]
+        drawn = _draw(some_RV.float(), [rows[r] for r in drawing])
+        tokens_R[places] = drawn.where(tokens_R[places] >= 0, -1)
+    return tokens_R
 
 
 def top_logprobs(logits_RV: Tensor, chosen_R: Tensor, counts: Sequence[int]) -> list[TopLogprobs]:

@@ -1,4 +1,7 @@
-"""Drawing tokens: temperature, min-p, top-k, top-p and one draw for each row. Shapes: R rows, V vocabulary."""
+"""The next tokens: the best of each row, or one drawn by temperature, min-p, top-k and top-p.
+
+Shapes: R rows, V vocabulary.
+"""
 
 import torch
 from torch import Tensor
@@ -6,7 +9,28 @@ from torch import Tensor
 from bestiary_kernels import gpu, library
 from bestiary_kernels.sampling import reference
 
-__all__ = ["draw"]
+__all__ = ["draw", "greedy"]
+
+
+def greedy(logits_RV: Tensor) -> Tensor:
+    """Return the token with the largest logit of each row, int64 [R]; -1 where any is NaN or the largest is infinite.
+
+    Of equal ones it is the first. Raises ValueError for logits that are not floating point, or of no token.
+    """
+    rows, vocabulary = logits_RV.shape
+    if not logits_RV.is_floating_point() or not vocabulary:
+        raise ValueError(f"greedy: logits {tuple(logits_RV.shape)} must be floating point, of one token at least")
+    if (on_gpu := gpu.kernels("sampling", logits_RV)) is not None:
+        found: Tensor = on_gpu.greedy(logits_RV)
+        return found
+    kernels, is_bf16 = library.native(logits_RV), library.IS_BF16.get(logits_RV.dtype)
+    if kernels is None or is_bf16 is None or logits_RV.stride(1) != 1:
+        return (_greedy_operator if library.is_traced(logits_RV) else reference.greedy)(logits_RV)
+    tokens = logits_RV.new_empty(rows, dtype=torch.int64)
+    at = logits_RV.data_ptr(), tokens.data_ptr()
+    if failed := kernels.greedy(is_bf16, *at, rows, vocabulary, logits_RV.stride(0)):
+        library.fail("greedy", failed)
+    return tokens
 
 
 def draw(
@@ -61,4 +85,14 @@ def _operator(
 def _shape(
     logits: Tensor, temperatures: Tensor, top_ks: Tensor, top_ps: Tensor, min_ps: Tensor, uniforms: Tensor
 ) -> Tensor:
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
+@torch.library.custom_op("bestiary::greedy", mutates_args=())
+def _greedy_operator(logits: Tensor) -> Tensor:
+    return reference.greedy(logits)
+
+
+@_greedy_operator.register_fake
+def _greedy_shape(logits: Tensor) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=torch.int64)

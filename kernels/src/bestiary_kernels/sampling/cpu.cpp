@@ -1,4 +1,4 @@
-// Draws a token for each row. The smallest score that top-k and top-p keep is found without sorting the row: scores are
+// The best token of each row, and a token drawn for each. For a draw the smallest score that top-k and top-p keep is found without sorting the row: scores are
 // counted and weighed in bins below the best, and only the bins that the limits fall into are sorted.
 #include "../simd.hpp"
 
@@ -116,7 +116,68 @@ int64_t invert(const float* scores, int64_t n, float best, float floor, double u
     return last;
 }
 
+// A stretch of a row that one thread reads at a time.
+constexpr int64_t STRETCH = 8192;
+
+// The largest of n scores; NaN where any is. Four at a time, or each would wait for the one before.
+template <class T> float largest_in(const T* scores, int64_t n) {
+    constexpr int CHAINS = 4;
+    Floats top[CHAINS];
+    Ints strange[CHAINS] = {};
+    for (Floats& one : top) one = splat(-__builtin_inff());
+    int64_t i = 0;
+    for (; i + CHAINS * W <= n; i += CHAINS * W)
+        for (int chain = 0; chain < CHAINS; ++chain) {
+            const Floats score = load(scores + i + chain * W);
+            strange[chain] |= score != score;
+            top[chain] = larger(score, top[chain]);
+        }
+    float best = -__builtin_inff();
+    for (; i < n; ++i) {
+        const float score = to_float(scores[i]);
+        if (score != score) return score;
+        best = score > best ? score : best;
+    }
+    for (int chain = 0; chain < CHAINS; ++chain) {
+        for (int lane = 0; lane < W; ++lane)
+            if (strange[chain][lane]) return __builtin_nanf("");
+        const float other = largest_of(top[chain]);
+        best = other > best ? other : best;
+    }
+    return best;
+}
+
+template <class T>
+int find_best(const T* logits, int64_t* tokens, int64_t rows, int64_t vocabulary, int64_t stride) {
+    const int64_t stretches = (vocabulary + STRETCH - 1) / STRETCH;
+    float* const found = (float*)scratch(size_t(rows * stretches) * sizeof(float));
+    if (!found && rows) return NO_MEMORY;
+    share(rows * stretches, 1, rows * vocabulary > 2 * STRETCH, [&](int64_t item) {
+        const int64_t first = item % stretches * STRETCH;
+        found[item] = largest_in(logits + item / stretches * stride + first, smaller(STRETCH, vocabulary - first));
+    });
+    for (int64_t r = 0; r < rows; ++r) {
+        const float* const row = found + r * stretches;
+        int64_t best = 0;
+        for (int64_t i = 1; i < stretches && row[best] == row[best]; ++i)
+            if (!(row[i] <= row[best])) best = i;
+        tokens[r] = -1;
+        if (!__builtin_isfinite(row[best])) continue;
+        int64_t place = best * STRETCH;
+        while (to_float(logits[r * stride + place]) != row[best]) ++place;
+        tokens[r] = place;
+    }
+    return OK;
+}
+
 }  // namespace
+
+// `stride` from one row to the next, rows themselves dense.
+EXPORT(int, greedy)(int is_bf16, const void* logits, int64_t* tokens, int64_t rows, int64_t vocabulary,
+                    int64_t stride) {
+    return is_bf16 ? find_best((const bf16*)logits, tokens, rows, vocabulary, stride)
+                   : find_best((const float*)logits, tokens, rows, vocabulary, stride);
+}
 
 EXPORT(int, draw)(const float* logits, const float* temperatures, const int32_t* top_ks, const float* top_ps,
                   const float* min_ps, const double* uniforms, int64_t* tokens, int64_t rows, int64_t vocabulary,

@@ -1,12 +1,18 @@
-"""Drawing in torch: the meaning of `draw`. Sorts only as much of a row as its limits ask for."""
+"""Choosing tokens in torch: the meaning of `greedy` and `draw`. Sorts only as much of a row as its limits ask for."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["draw"]
+__all__ = ["draw", "greedy"]
 
 #: Sorting a whole vocabulary costs milliseconds; the nucleus nearly always lies within this many tokens.
 _FIRST_LOOK = 1024
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """Return int64 [R]; see `bestiary_kernels.greedy`."""
+    best, tokens = logits.max(-1)
+    return torch.where(best.isfinite(), tokens, -1)  # the largest of a row is NaN where any is
 
 
 def draw(

@@ -1,5 +1,6 @@
-"""Drawing in Triton: a program a row. Limits are found by halving: how many scores, of what weight, are above a floor?
+"""Choosing tokens in Triton. The best: a program for each stretch of a row, and one to look at what they found.
 
+A draw: a program a row. Limits are found by halving: how many scores, of what weight, are above a floor?
 A float32's bits, as integers with the order of the numbers, are halved 32 times; the row is read anew each time, out of
 the second cache.
 """
@@ -9,7 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["draw"]
+__all__ = ["draw", "greedy"]
+
+#: Logits that one program looks at.
+_STRETCH = 2048
+#: What is found of a row with a NaN: more than any number with its place.
+_NAN = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
@@ -23,6 +29,27 @@ def _score_of(key):
 def _key_of(score):
     bits = score.to(tl.int32, bitcast=True)
     return tl.where(bits >= 0, bits, bits ^ 0x7FFFFFFF).to(tl.int64)
+
+
+@triton.jit
+def _best(logits, bests, vocabulary, stride, BLOCK: tl.constexpr):
+    """The largest score of a stretch and its first place, both in one number, so that its order is theirs."""
+    r, stretch = tl.program_id(0), tl.program_id(1)
+    at = stretch * BLOCK + tl.arange(0, BLOCK)
+    score = tl.load(logits + r.to(tl.int64) * stride + at, mask=at < vocabulary, other=float("-inf")).to(tl.float32)
+    key = _key_of(tl.where(score == 0, 0.0, score)) * 4294967296 + (2147483647 - at)
+    found = tl.max(tl.where(score == score, key, _NAN))
+    tl.store(bests + r * tl.num_programs(1) + stretch, found)
+
+
+@triton.jit
+def _best_of(bests, tokens, stretches, BLOCK: tl.constexpr):
+    r = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    found = tl.max(tl.load(bests + r * stretches + at, mask=at < stretches, other=-(2**63)))
+    key = found >> 32
+    is_finite = (key < 0x7F800000) & (key > -0x7F800001)  # the keys of both infinities
+    tl.store(tokens + r, tl.where(is_finite, 2147483647 - (found & 0xFFFFFFFF), -1))
 
 
 @triton.jit
@@ -96,6 +123,19 @@ def _draw(logits, temperatures, top_ks, top_ps, min_ps, uniforms, tokens, vocabu
         last = tl.maximum(last, tl.max(tl.where(weight > 0, at, 0)).to(tl.int64))
         before += tl.sum(weight)
     tl.store(tokens + r, tl.minimum(token, last))
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """As the reference."""
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    rows, vocabulary = logits.shape
+    stretches = triton.cdiv(vocabulary, _STRETCH)
+    tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    bests = torch.empty(rows, stretches, dtype=torch.int64, device=logits.device)
+    if rows:
+        _best[(rows, stretches)](logits, bests, vocabulary, logits.stride(0), BLOCK=_STRETCH, num_warps=4)
+        _best_of[(rows,)](bests, tokens, stretches, BLOCK=triton.next_power_of_2(stretches), num_warps=1)
+    return tokens
 
 
 def draw(
