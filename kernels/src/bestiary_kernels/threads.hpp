@@ -10,16 +10,51 @@
 
 namespace {
 
-// body(i) for i < n, each thread taking `chunk` at a time from the counter that all share: a core that another program
-// borrows then delays one chunk, not half the work.
-template <class Body> inline void take_turns(int64_t& next, int64_t n, int64_t chunk, Body body) {
-    for (;;) {
-        const int64_t begin = __atomic_fetch_add(&next, chunk, __ATOMIC_RELAXED);
-        if (begin >= n) break;
-        const int64_t end = begin + chunk < n ? begin + chunk : n;
-        for (int64_t i = begin; i < end; ++i) body(i);
+// A loop's items in as many runs as there are threads. A thread goes through its own from the front, `chunk` at a time:
+// what it reads lies in one line, and what it asks for ahead is what it reads next. One that is through takes from the
+// end of another's, so that a core that another program borrows delays one chunk, not half the work.
+class Turns {
+  public:
+    void deal(int64_t n, int64_t chunk) {
+        const int threads = omp_get_max_threads();
+        this->chunk = chunk, count = threads < MOST ? threads : MOST;
+        for (int64_t i = 0; i < count; ++i)
+            __atomic_store_n(&runs[i].rest, joined(n * i / count, n * (i + 1) / count), __ATOMIC_RELAXED);
     }
-}
+
+    template <class Body> void take(const Body& body) {
+        const int own = omp_get_thread_num() % count;
+        for (int i = 0; i < count; ++i) {
+            Run& run = runs[(own + i) % count];
+            for (int64_t begin, end; take_from(run, i == 0, begin, end);)
+                for (; begin < end; ++begin) body(begin);
+        }
+    }
+
+  private:
+    static constexpr int MOST = 128;
+    struct alignas(64) Run {
+        uint64_t rest;  // the first that is left, and in the lower half the end
+    };
+
+    static uint64_t joined(int64_t begin, int64_t end) { return uint64_t(begin) << 32 | uint64_t(end); }
+
+    bool take_from(Run& run, bool from_front, int64_t& begin, int64_t& end) const {
+        uint64_t rest = __atomic_load_n(&run.rest, __ATOMIC_RELAXED), left;
+        do {
+            begin = int64_t(rest >> 32), end = int64_t(rest & 0xffffffff);
+            if (begin >= end) return false;
+            const int64_t taken = end - begin < chunk ? end - begin : chunk;
+            left = from_front ? joined(begin + taken, end) : joined(begin, end - taken);
+            (from_front ? end : begin) = from_front ? begin + taken : end - taken;
+        } while (!__atomic_compare_exchange_n(&run.rest, &rest, left, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+        return true;
+    }
+
+    int64_t chunk;
+    int count;
+    Run runs[MOST];
+};
 
 inline void rest() {
 #if defined(__x86_64__)
@@ -58,8 +93,8 @@ class Crew {
     }
 
     template <class Body> void share(int64_t n, int64_t chunk, const Body& body) {
-        take = [](Crew& crew) { take_turns(crew.next, crew.total, crew.chunk, *(const Body*)crew.body); };
-        next = 0, total = n, this->chunk = chunk, this->body = &body;
+        take = [](Crew& crew) { crew.turns.take(*(const Body*)crew.body); };
+        turns.deal(n, chunk), this->body = &body;
         number = number == LAST ? 1 : number + 1;
         announce(number);
         take(*this);
@@ -109,13 +144,12 @@ class Crew {
     }
 
     // Each line of memory that several threads write to is its own.
-    alignas(64) int64_t next = 0;
+    Turns turns;
     alignas(64) int32_t open = CLOSED;  // the number of the loop that is
     alignas(64) int32_t inside = 0;     // threads beside the leader
     alignas(64) int32_t asleep = 0;
     alignas(64) void (*take)(Crew&) = nullptr;  // what the open loop does, and with what
     const void* body = nullptr;
-    int64_t total = 0, chunk = 0;
     int32_t number = 0;
 };
 
@@ -127,9 +161,10 @@ template <class Body> void share(int64_t n, int64_t chunk, bool parallel, Body b
         return;
     }
     if (Crew* const crew = Crew::ours()) return crew->share(n, chunk, body);
-    int64_t next = 0;
+    Turns turns;
+    turns.deal(n, chunk);
 #pragma omp parallel
-    take_turns(next, n, chunk, body);
+    turns.take(body);
 }
 
 }  // namespace

@@ -24,7 +24,7 @@ struct Packed {
     typedef Wide Few;
     struct Room {};
     static int64_t near_steps(int64_t) { return 512; }
-    static Floats settled(Floats sum, int64_t) { return sum; }
+    static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
     Near bring(int64_t block, int64_t first, int64_t, bool, Room&) const {
         const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Wide::BYTES;
         return {at, at + 4096};
@@ -44,7 +44,7 @@ struct Squeezed {
         char weights[MOST_STEPS * Wide::BYTES];
     };
     static int64_t near_steps(int64_t rows) { return rows <= FEW_ROWS ? squeezed::TILE : MOST_STEPS; }
-    static Floats settled(Floats sum, int64_t) { return sum; }
+    static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
     Near bring(int64_t block, int64_t first, int64_t end, bool, Room& room) const {
         for (int64_t step = first, next; step < end; step = next) {
             next = smaller(end, (step / squeezed::TILE + 1) * squeezed::TILE);

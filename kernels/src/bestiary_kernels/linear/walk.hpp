@@ -100,20 +100,25 @@ inline void write_block(const Source& source, int64_t block, const Sums* sums, i
         Floats bias{};
         if (call.bias) bias = load_up_to((const bf16*)call.bias + column, n);
         for (int64_t r = 0; r < rows; ++r)
-            store_up_to(y + r * call.outputs + column, source.settled(sums[r][c], column) + bias, n);
+            store_up_to(y + r * call.outputs + column, source.settled(sums[r], c, column) + bias, n);
     }
 }
 
-// The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread, which take them in turns:
-// a core that another program borrows delays one piece. A block that a cut divides is finished after the loop.
+// A few for each thread: so many that one that is held up delays little, so few that cuts cost nothing that is felt.
+inline int64_t pieces_of(int64_t steps) {
+    constexpr int64_t least_steps = 256, worth_steps = 2048, most_each = 4, most_threads = 256;
+    const int64_t threads = smaller<int64_t>(omp_get_max_threads(), most_threads);
+    const int64_t each = smaller(1 + steps / (threads * worth_steps), most_each);
+    return smaller(threads * each, 1 + steps / least_steps);
+}
+
+// The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread: a core that another
+// program borrows delays one piece. A block that a cut divides is finished after the loop.
 template <class Source>
 inline int multiply_few(const Source& source, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
-    constexpr int most_threads = 256, pieces_each = 4;
-    constexpr int64_t least_steps = 256;  // 64 KiB of weights
     const auto& call = source.call;
     const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
-    const int64_t threads = smaller(omp_get_max_threads(), most_threads);
-    const int64_t pieces = smaller(pieces_each * threads, 1 + total / least_steps);
+    const int64_t pieces = pieces_of(total);
     const int64_t most_edges = 2 * pieces;
     // Sums of the blocks that a cut divides, and those blocks' numbers.
     Sums* const edge_sums = (Sums*)scratch(size_t(most_edges * rows) * sizeof(Sums) + size_t(most_edges) * 8);

@@ -22,12 +22,10 @@ constexpr int64_t AHEAD = 4096;
 struct Codes8 {
     static constexpr int BYTES = 2 * COLUMNS;
     static void take(const char* at, __m512bh* w) {
-        // Bytes are interleaved within the four lanes of a register: eight of the first 16 outputs in each, then of the
-        // rest.
-        const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8(-128);
+        const __m512i sign = _mm512_set1_epi8(-128);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-            const __m512i codes = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(at + half * 64));
+            const __m512i codes = _mm512_loadu_si512(at + half * 64);
             const __m512i size = _mm512_abs_epi8(codes);
             const __m512i low = _mm512_permutex2var_epi8(table(0), size, table(1));
             // The sign's bit joins what the table says: high | (codes & sign).
@@ -36,6 +34,15 @@ struct Codes8 {
             w[2 * half] = (__m512bh)_mm512_unpacklo_epi8(low, high);
             w[2 * half + 1] = (__m512bh)_mm512_unpackhi_epi8(low, high);
         }
+    }
+
+    // Bytes are interleaved within a register's quarters, so that of eight outputs the first four go to one vector, the
+    // others to the next. Sums stay so until the end: what belongs to the outputs of a vector, in their order.
+    static Floats in_order(const Sums& sums, int vector) {
+        const int first = vector % 2 * 4, pair = vector / 2 * 2;
+        const __m512i order = _mm512_setr_epi64(first, first + 1, first + 8, first + 9, first + 2, first + 3, first + 10,
+                                                first + 11);
+        return (Floats)_mm512_permutex2var_epi64((__m512i)sums[pair], order, (__m512i)sums[pair + 1]);
     }
 
   private:
@@ -70,10 +77,12 @@ struct Int8 {
         char weights[MOST_STEPS * Wide::BYTES];
     };
     static int64_t near_steps(int64_t rows) { return rows <= TOGETHER_ROWS ? INT64_MAX / 2 : MOST_STEPS; }
-    Floats settled(Floats sum, int64_t column) const { return sum * load((const float*)call.scales + column); }
+    Floats settled(const Sums& sums, int vector, int64_t column) const {
+        return Codes8::in_order(sums, vector) * load((const float*)call.scales + column);
+    }
     Near bring(int64_t block, int64_t first, int64_t end, bool few, Room& room) const {
         const char* at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Codes8::BYTES;
-        if (few) return {at, at + AHEAD};
+        if (few) return {at, at + 2 * AHEAD};
         for (int64_t step = first; step < end; ++step, at += Codes8::BYTES) {
             for (int line = 0; line < Codes8::BYTES; line += 64) ask_once(at + AHEAD + line);
             __m512bh w[VECTORS];
