@@ -258,15 +258,14 @@ template <class T> struct Attention {
         const int status = make_plan(call, tables, plan);
         if (status != OK) return status;
         int missed = 0;
-        const int64_t threads = plan.parallel ? omp_get_max_threads() : 1;
         share(plan.count, 1, plan.parallel, [&](int64_t i) {
-            const Item* const later = i + threads < plan.count ? &plan.items[i + threads] : nullptr;
+            const Item* const later = i + 1 < plan.count ? &plan.items[i + 1] : nullptr;
             if (!run(plan.items[i], later)) __atomic_store_n(&missed, 1, __ATOMIC_RELAXED);
         });
         if (missed) return NO_MEMORY;
         if (plan.split)
-            for (int64_t i = 0; i < plan.count; i += plan.items[i].parts)
-                if (plan.items[i].partial) join(plan.items[i]);
+            for (int64_t i = 0; i < plan.count; ++i)
+                if (plan.items[i].partial && plan.items[i].part == 0) join(plan.items[i]);
         return OK;
     }
 };

@@ -83,11 +83,16 @@ inline int check_attention(const AttentionCall& call, const Tables& tables) {
     return OK;
 }
 
+// Query rows that each KV head of a sequence meets.
+inline int64_t rows_of(const AttentionCall& call, const Tables& tables, int64_t s) {
+    return (int64_t(tables.query_starts[s + 1]) - tables.query_starts[s]) * (call.q_heads / call.kv_heads);
+}
+
 // Calls visit(item without span, keys of it) for every tile, in the order of the sequences.
 template <class Visit> void over_tiles(const AttentionCall& call, const Tables& tables, Visit visit) {
     const int64_t group = call.q_heads / call.kv_heads;
     for (int64_t s = 0; s < call.sequences; ++s) {
-        const int64_t start = tables.query_starts[s], rows = (tables.query_starts[s + 1] - start) * group;
+        const int64_t start = tables.query_starts[s], rows = rows_of(call, tables, s);
         for (int64_t head = 0; head < call.kv_heads; ++head)
             for (int64_t first = 0; first < rows; first += TILE) {
                 const int64_t taken = smaller<int64_t>(TILE, rows - first), last = first + taken - 1;
@@ -140,13 +145,17 @@ inline int make_plan(const AttentionCall& call, const Tables& tables, Plan& plan
     over_tiles(call, tables, [&](Item item, KeyRange keys) {
         const int64_t count = keys.end - keys.begin;
         item.parts = int32_t(parts_of(keys));
-        for (item.part = 0; item.part < item.parts; ++item.part) {
+        // Where a head is one tile, all heads meet a span before any meets the next: their keys lie in the same blocks.
+        const bool in_turns = rows_of(call, tables, item.sequence) <= TILE;
+        Item* to = in_turns ? next - item.kv_head * (item.parts - 1) : next;
+        for (item.part = 0; item.part < item.parts; ++item.part, to += in_turns ? call.kv_heads : 1) {
             item.begin = int32_t(keys.begin + count * item.part / item.parts);
             item.end = int32_t(keys.begin + count * (item.part + 1) / item.parts);
             item.partial = item.parts > 1 ? partial : nullptr;
             if (item.parts > 1) partial += item.rows * row_floats;
-            *next++ = item;
+            *to = item;
         }
+        next += item.parts;
     });
     return OK;
 }

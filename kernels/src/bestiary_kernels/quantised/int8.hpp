@@ -82,7 +82,7 @@ struct Int8 {
     }
     Near bring(int64_t block, int64_t first, int64_t end, bool few, Room& room) const {
         const char* at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Codes8::BYTES;
-        if (few) return {at, at + 2 * AHEAD};
+        if (few) return {at, at + AHEAD};
         for (int64_t step = first; step < end; ++step, at += Codes8::BYTES) {
             for (int line = 0; line < Codes8::BYTES; line += 64) ask_once(at + AHEAD + line);
             __m512bh w[VECTORS];
