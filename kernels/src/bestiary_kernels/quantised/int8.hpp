@@ -40,8 +40,7 @@ struct Codes8 {
     // others to the next. Sums stay so until the end: what belongs to the outputs of a vector, in their order.
     static Floats in_order(const Sums& sums, int vector) {
         const int first = vector % 2 * 4, pair = vector / 2 * 2;
-        const __m512i order = _mm512_setr_epi64(first, first + 1, first + 8, first + 9, first + 2, first + 3, first + 10,
-                                                first + 11);
+        const __m512i order = _mm512_add_epi64(_mm512_set1_epi64(first), _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11));
         return (Floats)_mm512_permutex2var_epi64((__m512i)sums[pair], order, (__m512i)sums[pair + 1]);
     }
 

@@ -1,5 +1,6 @@
-// The best token of each row, and a token drawn for each. For a draw the smallest score that top-k and top-p keep is found without sorting the row: scores are
-// counted and weighed in bins below the best, and only the bins that the limits fall into are sorted.
+// The best token of each row, and one drawn for each. For a draw the smallest score that top-k and top-p keep is found
+// without sorting the row: scores are counted and weighed in bins below the best, and only the bins that the limits
+// fall into are sorted.
 #include "../simd.hpp"
 
 namespace {
