@@ -21,21 +21,31 @@ _JOINED = tl.constexpr(16)
 
 
 @triton.jit
-def _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr):
-    """The keys that any row of a tile sees, from which to before which; its first query stands at `first`."""
-    low, high = first * 0, context
+def _views(
+    first, position, context, token, real, sequence, visible, ranges, window,
+    CAUSAL: tl.constexpr, BLOCK_Q: tl.constexpr,
+):  # fmt: skip
+    """From which to before which key each row sees, then any of them; and before which key all of them see all.
+
+    The first query of a tile stands at `first`. Rows that are nobody's may see more.
+    """
+    lows, low, whole = position * 0, first * 0, context
+    highs, high = lows + context, context
     if CAUSAL:
-        high = tl.minimum(context, first + BLOCK_Q)
+        highs, high, whole = position + 1, tl.minimum(context, first + BLOCK_Q), first + 1
         if window is not None:
-            low = tl.maximum(first - window + 1, 0)
+            lows, low = position - window + 1, tl.maximum(first - window + 1, 0)
         if visible is not None:
-            prefix = tl.load(visible + sequence).to(tl.int32)
-            high = tl.where(first < prefix, tl.maximum(high, tl.minimum(prefix, context)), high)
-            low = tl.where(first < prefix, 0, low)
-    if lows is not None:
+            prefix = tl.minimum(tl.load(visible + sequence).to(tl.int32), context)
+            highs, high = tl.where(position < prefix, prefix, highs), tl.maximum(high, prefix)
+            if window is not None:
+                lows, low = tl.where(position < prefix, 0, lows), tl.where(first < prefix, 0, low)
+    if ranges is not None:
+        lows = tl.load(ranges + token * 2, mask=real, other=0).to(tl.int32)
+        highs = tl.minimum(tl.load(ranges + token * 2 + 1, mask=real, other=0).to(tl.int32), context)
         low = tl.maximum(tl.min(tl.where(real, lows, context), 0), 0)
-        high = tl.minimum(tl.max(tl.where(real, highs, 0), 0), context)
-    return low, high
+        high = tl.max(tl.where(real, highs, 0), 0)
+    return lows, highs, low, high, whole
 
 
 @triton.jit
@@ -67,16 +77,14 @@ def _piece(
     query, member = tile * BLOCK_Q + row // HEADS, head_tile * HEADS + row % HEADS
     real = (row < BLOCK_Q * HEADS) & (query < queries) & (member < GROUP)
     head, token = kv_head * GROUP + member, (begin + query).to(tl.int64)
-    lows, highs, slope, prefix = None, None, None, None
-    if ranges is not None:
-        lows = tl.load(ranges + token * 2, mask=real, other=0).to(tl.int32)
-        highs = tl.load(ranges + token * 2 + 1, mask=real, other=0).to(tl.int32)
+    slope = None
     if slopes is not None:
         slope = tl.load(slopes + head, mask=real, other=0.0)
-    if visible is not None:
-        prefix = tl.load(visible + sequence).to(tl.int32)
-    first = context - queries + tile * BLOCK_Q
-    low, high = _span(first, context, sequence, real, lows, highs, visible, window, CAUSAL, BLOCK_Q)
+    before = context - queries
+    lows, highs, low, high, whole = _views(
+        before + tile * BLOCK_Q, before + query, context, token, real, sequence, visible, ranges, window,
+        CAUSAL, BLOCK_Q,
+    )  # fmt: skip
     start, length = low // BLOCK_N * BLOCK_N, BLOCK_N  # of a piece; of one query's keys each is a tile
     if not EVEN:
         length = (tl.maximum(high - start, 0) + BLOCK_N * all_pieces - 1) // (BLOCK_N * all_pieces) * BLOCK_N
@@ -84,10 +92,10 @@ def _piece(
     start += first_piece * length
     q0, q1 = _pieces(q + token * q_strides[0] + head * q_strides[1], real, CUT, WIDTH, BLOCK_D, BLOCK_E)
     largest, weight, mixed = sweep(
-        start, end, low, high, first, q0, q1, context - queries + query, lows, highs, slope, prefix,
+        start, end, low, high, whole, q0, q1, lows, highs, slope,
         k_cache + kv_head * k_strides[1], v_cache + kv_head * v_strides[1], tables + sequence.to(tl.int64) * pages,
-        k_strides, v_strides, blocks, scale, softcap, window,
-        CAUSAL, SHARED, FOLDS, PAGE, WIDTH, CUT, VALUES, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+        k_strides, v_strides, blocks, scale, softcap, window is not None or ranges is not None,
+        SHARED, FOLDS, PAGE, WIDTH, CUT, VALUES, BLOCK_M, BLOCK_Q, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
     )  # fmt: skip
     v = tl.arange(0, BLOCK_V)
     mask = real[:, None] & (v < VALUES)[None, :]

@@ -31,23 +31,6 @@ def _scored(scores, key, scale, softcap, slope):
 
 
 @triton.jit
-def _seen(key, low, high, position, prefix, lows, highs, window, CAUSAL: tl.constexpr):
-    """Which keys a row sees."""
-    seen = ((key >= low) & (key < high))[None, :]
-    if CAUSAL:
-        behind = position[:, None] - key[None, :]
-        causal = behind >= 0
-        if window is not None:
-            causal &= behind < window
-        if prefix is not None:
-            causal |= (position < prefix)[:, None] & (key < prefix)[None, :]
-        seen &= causal
-    if lows is not None:
-        seen &= (key[None, :] >= lows[:, None]) & (key[None, :] < highs[:, None])
-    return seen
-
-
-@triton.jit
 def _places(start, low, high, table, blocks, MASKED: tl.constexpr, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
     """Blocks and offsets of a tile of keys, which is whole unless it is masked."""
     n = tl.arange(0, BLOCK_N)
@@ -78,8 +61,8 @@ def _tile(cache, block, offset, strides, FIRST: tl.constexpr, END: tl.constexpr,
 
 @triton.jit
 def _weights(
-    start, scores, largest, weight, position, lows, highs, slope, prefix, low, high, scale, softcap, window,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, FOLDS: tl.constexpr, BLOCK_N: tl.constexpr,
+    start, scores, largest, weight, lows, highs, slope, scale, softcap,
+    MASKED: tl.constexpr, BOUNDED: tl.constexpr, FOLDS: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """What a tile's scores weigh, what becomes of the weight of what was before, and the rows' state after it."""
     key = start + tl.arange(0, BLOCK_N)
@@ -87,7 +70,9 @@ def _weights(
         scores = _scored(scores, key, scale, softcap, slope)
         scale = 1.0
     if MASKED:
-        seen = _seen(key, low, high, position, prefix, lows, highs, window, CAUSAL)
+        seen = key[None, :] < highs[:, None]
+        if BOUNDED:
+            seen &= key[None, :] >= lows[:, None]
         scores = tl.where(seen, scores, float("-inf"))
     new = tl.maximum(largest, tl.max(scores, 1) * scale)
     weights = tl.exp2(tl.fma(scores, scale, -new[:, None]))
@@ -97,9 +82,8 @@ def _weights(
 
 @triton.jit
 def _step(
-    start, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-    k_strides, v_strides, low, high, blocks, scale, softcap, window,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, SHARED: tl.constexpr, FOLDS: tl.constexpr,
+    start, largest, weight, mixed, q0, q1, lows, highs, slope, keys, values, table, k_strides, v_strides, low, high,
+    blocks, scale, softcap, MASKED: tl.constexpr, BOUNDED: tl.constexpr, SHARED: tl.constexpr, FOLDS: tl.constexpr,
     PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr, VALUES: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
@@ -111,9 +95,8 @@ def _step(
         rest = _tile(keys, block, offset, k_strides, CUT, WIDTH, BLOCK_E).to(q0.dtype)
         scores = tl.dot(q1, tl.trans(rest), scores, input_precision="ieee")
     weights, fade, largest, weight = _weights(
-        start, scores, largest, weight, position, lows, highs, slope, prefix, low, high, scale, softcap, window,
-        MASKED, CAUSAL, FOLDS, BLOCK_N,
-    )  # fmt: skip
+        start, scores, largest, weight, lows, highs, slope, scale, softcap, MASKED, BOUNDED, FOLDS, BLOCK_N
+    )
     value = key
     if not SHARED:
         value = _tile(values, block, offset, v_strides, 0, VALUES, BLOCK_V).to(q0.dtype)
@@ -123,32 +106,32 @@ def _step(
 
 @triton.jit
 def sweep(
-    start, end, low, high, first, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-    k_strides, v_strides, blocks, scale, softcap, window,
-    CAUSAL: tl.constexpr, SHARED: tl.constexpr, FOLDS: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr,
-    CUT: tl.constexpr, VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
+    start, end, low, high, whole, q0, q1, lows, highs, slope, keys, values, table, k_strides, v_strides, blocks, scale,
+    softcap, BOUNDED: tl.constexpr, SHARED: tl.constexpr, FOLDS: tl.constexpr, PAGE: tl.constexpr,
+    WIDTH: tl.constexpr, CUT: tl.constexpr, VALUES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """The state of the rows after the keys from `start` to before `end`; the first query stands at `first`."""
+    """The state of the rows after the keys from `start` to before `end`.
+
+    A row sees the keys from its `lows` on, if they are bounded there, to before its `highs`; none sees others than
+    those from `low` to before `high`. If they are not bounded each sees all before `whole`.
+    """
     largest = tl.full((BLOCK_M,), _NOTHING, tl.float32)
     weight = tl.full((BLOCK_M,), 0.0, tl.float32)
     mixed = tl.full((BLOCK_M, BLOCK_V), 0.0, tl.float32)
-    if BLOCK_Q > 1 and window is None and lows is None:
-        whole = end  # tiles of keys before it are seen by every row
-        if CAUSAL:
-            whole = tl.minimum(end, first + 1)
-        whole = start + tl.maximum(whole - start, 0) // BLOCK_N * BLOCK_N
+    if BLOCK_Q > 1 and not BOUNDED:
+        whole = start + tl.maximum(tl.minimum(end, whole) - start, 0) // BLOCK_N * BLOCK_N
         for at in range(start, whole, BLOCK_N):
             largest, weight, mixed = _step(
-                at, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-                k_strides, v_strides, low, high, blocks, scale, softcap, window, False, CAUSAL, SHARED, FOLDS,
-                PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+                at, largest, weight, mixed, q0, q1, lows, highs, slope, keys, values, table, k_strides, v_strides, low,
+                high, blocks, scale, softcap, False, BOUNDED, SHARED, FOLDS, PAGE, WIDTH, CUT, VALUES, BLOCK_N,
+                BLOCK_D, BLOCK_E, BLOCK_V,
             )  # fmt: skip
         start = whole
     for at in range(start, end, BLOCK_N):
         largest, weight, mixed = _step(
-            at, largest, weight, mixed, q0, q1, position, lows, highs, slope, prefix, keys, values, table,
-            k_strides, v_strides, low, high, blocks, scale, softcap, window, True, CAUSAL, SHARED, FOLDS,
-            PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D, BLOCK_E, BLOCK_V,
+            at, largest, weight, mixed, q0, q1, lows, highs, slope, keys, values, table, k_strides, v_strides, low,
+            high, blocks, scale, softcap, True, BOUNDED, SHARED, FOLDS, PAGE, WIDTH, CUT, VALUES, BLOCK_N, BLOCK_D,
+            BLOCK_E, BLOCK_V,
         )  # fmt: skip
     return largest, weight, mixed
