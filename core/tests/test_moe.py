@@ -10,12 +10,15 @@ from torch import Tensor
 import bestiary_kernels as kernels
 from bestiary.blocks import MoE, Routing
 from bestiary.blocks.leaf import Leaf
+from bestiary_kernels.linear import squeezed
 
 WIDTH, INNER, EXPERTS, TOKENS, TOP = 32, 16, 8, 7, 3
 
 
-def made(routing: Routing, dtype: torch.dtype = torch.float32, **more: Any) -> MoE:
-    block = MoE(WIDTH, INNER, EXPERTS, routing, **more)
+def made(
+    routing: Routing, dtype: torch.dtype = torch.float32, width: int = WIDTH, inner: int = INNER, **more: Any
+) -> MoE:
+    block = MoE(width, inner, EXPERTS, routing, **more)
     for module in block.modules():
         if isinstance(module, Leaf):
             module.allocate(dtype, torch.device("cpu"))
@@ -97,6 +100,21 @@ def test_the_routers_bias_is_of_float32_in_every_model() -> None:
     with torch.inference_mode():
         block = made(Routing(TOP, renormalise=True, bias=True), torch.bfloat16)
         assert block.router_bias is not None and block.router_bias.bias.dtype is torch.float32
+
+
+def test_squeezed_experts_mix_what_they_mixed_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(squeezed, "_LEAST", 0)
+    monkeypatch.delenv(squeezed.VARIABLE, raising=False)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        block = made(Routing(TOP, renormalise=True), torch.bfloat16, 192, 128)
+        x = torch.randn(TOKENS, 192).bfloat16()
+        before = block(x, None)
+        block.settle()
+        if block.gate_up.squeezed is None:
+            pytest.skip("no kernel of ours reads squeezed weights here")
+        assert block.down.squeezed is not None and not [*block.gate_up.parameters(), *block.down.parameters()]
+        torch.testing.assert_close(block(x, None), before, rtol=2e-2, atol=2e-2)
 
 
 def test_a_gate_says_how_much_the_shared_expert_counts() -> None:

@@ -15,7 +15,7 @@ from bestiary_kernels.library import Status, status, using
 from bestiary_kernels.linear import PackedLinear
 from bestiary_kernels.lora import lora
 from bestiary_kernels.measure import matmul_flops, read_bandwidth
-from bestiary_kernels.moe import experts_linear, moe, route
+from bestiary_kernels.moe import SqueezedExperts, experts_linear, moe, route
 from bestiary_kernels.norm import add_layer_norm, add_rms_norm
 from bestiary_kernels.pointwise import add, scaled
 from bestiary_kernels.quantised import QuantisedLinear, dequantise, quantise
@@ -29,6 +29,7 @@ __all__ = [
     "Graph",
     "PackedLinear",
     "QuantisedLinear",
+    "SqueezedExperts",
     "Status",
     "Tape",
     "activation",

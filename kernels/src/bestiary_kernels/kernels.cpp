@@ -12,6 +12,7 @@
 #include "moe/cpu.cpp"
 #include "moe/linear.cpp"
 #include "moe/router/cpu.cpp"
+#include "moe/squeezed.cpp"
 #include "norm/cpu.cpp"
 #include "pointwise/cpu.cpp"
 #include "quantised/cpu.cpp"

@@ -68,6 +68,8 @@ SIGNATURES: dict[str, list[Any]] = {
     "route": [_INT, *[_POINTER] * 5],
     "moe": [_INT, _INT, *[_POINTER] * 7],
     "experts_linear": [_INT, *[_POINTER] * 5],
+    "moe_squeezed": [_INT, *[_POINTER] * 7],
+    "experts_squeezed": [*[_POINTER] * 5],
     "causal_conv": [_INT, _INT, *[_POINTER] * 10],
     "scaled": [_INT, _POINTER, _POINTER, _SIZE, _FLOAT, _FLOAT],
     "selective_scan": [_INT, *[_POINTER] * 14],

@@ -65,6 +65,8 @@ inline int run(const Recorded& entry) {
 #if defined(__AVX512BF16__)
         case 21: return call(VARIANT_NAME(VARIANT, linear_squeezed), entry.arguments);
         case 22: return call(VARIANT_NAME(VARIANT, embedding_squeezed), entry.arguments);
+        case 25: return call(VARIANT_NAME(VARIANT, moe_squeezed), entry.arguments);
+        case 26: return call(VARIANT_NAME(VARIANT, experts_squeezed), entry.arguments);
 #endif
     }
     return BAD_ROW;

@@ -49,6 +49,8 @@ _OPERATIONS = (
     "embedding_squeezed",
     "experts_linear",
     "greedy",
+    "moe_squeezed",
+    "experts_squeezed",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

@@ -46,6 +46,8 @@ class Experts(Adaptable):
     def __init__(self, count: int, inputs: int, outputs: dict[str, int]) -> None:
         super().__init__()
         self.stack, self.inputs, self.parts = count, inputs, outputs
+        #: In place of the weight, where it is squeezed.
+        self.squeezed: kernels.SqueezedExperts | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A weight [experts, outputs, inputs]."""
@@ -57,9 +59,24 @@ class Experts(Adaptable):
             for part in self.parts:
                 yield part, "weight", index
 
+    @property
+    def matrices(self) -> Tensor | kernels.SqueezedExperts:
+        """What the kernels take."""
+        return self.weight if self.squeezed is None else self.squeezed
+
+    @staticmethod
+    def squeeze(*stacks: "Experts") -> None:
+        """Hold them in fewer bits and free the weights: all of them, since their kernels go together, or none."""
+        made = kernels.SqueezedExperts.of(*(stack.weight.data for stack in stacks))
+        if made is None:
+            return
+        for stack, squeezed in zip(stacks, made, strict=True):
+            stack.squeezed = squeezed
+            del stack.weight
+
     def forward(self, x: Tensor, experts_Tk: Tensor, slots_T: Tensor) -> Tensor:
         """[T, k, outputs] of each token's experts with its adapter, from [T, inputs] or [T, k, inputs]."""
-        y_TkN = kernels.experts_linear(x, self.weight, experts_Tk)
+        y_TkN = kernels.experts_linear(x, self.matrices, experts_Tk)
         if self.low is not None:
             rows_TkK = x if x.dim() == 3 else x[:, None].expand(*experts_Tk.shape, -1)
             own_Tk = torch.where(slots_T[:, None] < 0, -1, slots_T[:, None] * self.stack + experts_Tk)
@@ -119,6 +136,11 @@ class MoE(Block):
         self.down.keep_columns(inner)
         self.add = mesh.link.all_reduce
 
+    def settle(self) -> None:
+        """Squeeze the experts where that is worth it."""
+        Experts.squeeze(self.gate_up, self.down)
+        super().settle()
+
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""
         to = self.routing
@@ -147,7 +169,7 @@ class MoE(Block):
         """[T, width] what the chosen experts make of each token, weighed and added."""
         slots_T = self.gate_up.slots_of(x_TD) if self.gate_up.low else self.down.slots_of(x_TD)
         if slots_T is None:
-            return kernels.moe(x_TD, self.gate_up.weight, self.down.weight, weights_Tk, experts_Tk, self.act)
+            return kernels.moe(x_TD, self.gate_up.matrices, self.down.matrices, weights_Tk, experts_Tk, self.act)
         both_TkI = self.gate_up(x_TD, experts_Tk, slots_T)
         inner_TkI = kernels.gated_activation(both_TkI.flatten(0, 1), self.act).view(*experts_Tk.shape, -1)
         said_TkD: Tensor = self.down(inner_TkI, experts_Tk, slots_T)

@@ -72,12 +72,13 @@ class PackedLinear:
         if self._squeezed is not None:
             self._packed, self._view, self.form = None, None, "squeezed"
         self._room: _Room | None = None
-        self._call = b""
+        #: What our kernels take: PackedCall of cpu.cpp, or SqueezedCall.
+        self.call = b""
         if self._squeezed is not None:
-            self._call = self._squeezed.call(self.bias)
+            self.call = self._squeezed.call(self.bias)
         elif self._view is not None:
             bias_at = 0 if self.bias is None else self.bias.data_ptr()
-            self._call = _CALL.pack(self._view.data_ptr(), bias_at, self.outputs, self.inputs)
+            self.call = _CALL.pack(self._view.data_ptr(), bias_at, self.outputs, self.inputs)
 
     @property
     def nbytes(self) -> int:
@@ -108,7 +109,7 @@ class PackedLinear:
         if multiply is not None:
             x = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
             y = x.new_empty(rows, self.outputs)
-            failed = multiply(self._call, x.data_ptr(), y.data_ptr(), rows, x.stride(0))
+            failed = multiply(self.call, x.data_ptr(), y.data_ptr(), rows, x.stride(0))
             if failed:
                 library.fail("PackedLinear", failed)
             return y
@@ -163,7 +164,7 @@ class PackedLinear:
                 library.fail("PackedLinear.embedding", library.BAD_ROW)
             return reference.embedding_packed(self._wide(), ids_T)
         y = ids_T.new_empty(ids_T.shape[0], self.inputs, dtype=self.dtype)
-        failed = read(self._call, ids_T.data_ptr(), y.data_ptr(), ids_T.shape[0])
+        failed = read(self.call, ids_T.data_ptr(), y.data_ptr(), ids_T.shape[0])
         if failed:
             library.fail("PackedLinear.embedding", failed)
         return y

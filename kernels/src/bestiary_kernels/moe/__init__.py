@@ -12,8 +12,9 @@ from bestiary_kernels import gpu, library
 from bestiary_kernels.activation import KINDS
 from bestiary_kernels.moe import reference
 from bestiary_kernels.moe.linear import are_few, experts_linear
+from bestiary_kernels.moe.squeezed import SqueezedExperts
 
-__all__ = ["GROUP_RULES", "SCORINGS", "experts_linear", "moe", "route"]
+__all__ = ["GROUP_RULES", "SCORINGS", "SqueezedExperts", "experts_linear", "moe", "route"]
 
 #: What `scoring` may be, in the order of router/cpu.cpp.
 SCORINGS = ("softmax", "sigmoid", "sparsemixer")
@@ -124,14 +125,19 @@ def _native_route(
 
 
 def moe(
-    x_TD: Tensor, gate_up: Tensor, down: Tensor, weights_Tk: Tensor, experts_Tk: Tensor, act: str = "silu"
+    x_TD: Tensor,
+    gate_up: Tensor | SqueezedExperts,
+    down: Tensor | SqueezedExperts,
+    weights_Tk: Tensor,
+    experts_Tk: Tensor,
+    act: str = "silu",
 ) -> Tensor:
     """Return [T, D]: for each token the sum over its chosen experts of weight x down(act(gate) * up).
 
-    gate_up is [E, 2I, D], gate's rows first, down [E, D, I], both in x's dtype; weights and experts [T, k] are what
-    `route` returns, and `act` is a kind of `gated_activation`. Products and activation are rounded to x's dtype, the
-    sum is float32 and rounded once. Raises ValueError for shapes, dtypes or an act that do not fit, IndexError for an
-    expert outside the weights; on a GPU such an expert says nothing.
+    gate_up is [E, 2I, D], gate's rows first, down [E, D, I], both in x's dtype, and both squeezed or neither; weights
+    and experts [T, k] are what `route` returns, and `act` is a kind of `gated_activation`. Products and activation are
+    rounded to x's dtype, the sum is float32 and rounded once. Raises ValueError for shapes, dtypes or an act that do
+    not fit, IndexError for an expert outside the weights; on a GPU such an expert says nothing.
     """
     experts, inner_twice, width = gate_up.shape
     tokens, top_k = x_TD.shape[0], experts_Tk.shape[-1]
@@ -146,6 +152,10 @@ def moe(
         raise ValueError("moe: the shapes or dtypes of x, gate_up, down, weights and experts do not fit")
     if act not in KINDS:
         raise ValueError(f"moe: act {act!r} is unknown; choose one of {', '.join(KINDS)}")
+    if isinstance(gate_up, SqueezedExperts) or isinstance(down, SqueezedExperts):
+        if not (isinstance(gate_up, SqueezedExperts) and isinstance(down, SqueezedExperts)):
+            raise ValueError("moe: of gate_up and down one is squeezed and the other is not")
+        return gate_up.mixture(x_TD, down, weights_Tk, experts_Tk, act)
     if (on_gpu := gpu.kernels("moe", x_TD)) is not None:
         made: Tensor = on_gpu.moe(x_TD, gate_up, down, weights_Tk, experts_Tk, act)
         return made

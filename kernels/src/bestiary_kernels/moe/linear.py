@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bestiary_kernels import gpu, library
 from bestiary_kernels.moe import reference
+from bestiary_kernels.moe.squeezed import SqueezedExperts
 
 __all__ = ["are_few", "experts_linear"]
 
@@ -16,13 +17,15 @@ _CALL = Struct("6q")  # ExpertsCall in linear.cpp
 _MOST_TOKENS, _MOST_TOKENS_WITHOUT = 128, 24
 
 
-def experts_linear(x: Tensor, weight_ENK: Tensor, experts_Tk: Tensor) -> Tensor:
+def experts_linear(x: Tensor, weight_ENK: Tensor | SqueezedExperts, experts_Tk: Tensor) -> Tensor:
     """Return [T, k, N]: for each of a token's choices the chosen expert's matrix times its row, rounded once.
 
     x is [T, K], a row for all choices of a token, or [T, k, K], a row for each, in the weight's dtype. Raises
     ValueError for shapes or dtypes that do not fit, IndexError for an expert outside the weights; on a GPU its numbers
     are undefined.
     """
+    if isinstance(weight_ENK, SqueezedExperts):
+        return weight_ENK(x, experts_Tk)
     (tokens, top_k), (experts, outputs, inputs) = experts_Tk.shape, weight_ENK.shape
     if x.shape not in ((tokens, inputs), (tokens, top_k, inputs)) or x.dtype is not weight_ENK.dtype:
         raise ValueError("experts_linear: the shapes or dtypes of x, weight and experts do not fit")

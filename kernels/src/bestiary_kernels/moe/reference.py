@@ -9,7 +9,7 @@ from torch.nn import functional
 from bestiary_kernels import library
 from bestiary_kernels.activation.reference import gated_activation
 
-__all__ = ["TINY", "experts_linear", "moe", "route"]
+__all__ = ["TINY", "by_expert", "experts_linear", "moe", "route"]
 
 #: Added to a sum of weights before they are divided by it: sigmoids may all be 0.
 TINY = 1e-20
@@ -81,7 +81,7 @@ def moe(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tens
     Raises IndexError for an expert outside the weights.
     """
     y = x.new_zeros(x.shape, dtype=torch.float32)
-    for expert, places in _by_expert(experts, len(gate_up)):
+    for expert, places in by_expert(experts, len(gate_up)):
         token = places // experts.shape[1]
         hidden = gated_activation(functional.linear(x[token], gate_up[expert]), act)
         said = functional.linear(hidden, down[expert]).float()
@@ -93,13 +93,13 @@ def experts_linear(x: Tensor, weight: Tensor, experts: Tensor) -> Tensor:
     """Return [T, k, N], expert after expert. Raises IndexError for an expert outside the weights."""
     y = x.new_empty(*experts.shape, weight.shape[1])
     choices = y.flatten(0, 1)
-    for expert, places in _by_expert(experts, len(weight)):
+    for expert, places in by_expert(experts, len(weight)):
         rows = x[places // experts.shape[1]] if x.dim() == 2 else x.flatten(0, 1)[places]
         choices[places] = functional.linear(rows, weight[expert])
     return y
 
 
-def _by_expert(experts: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
+def by_expert(experts: Tensor, count: int) -> Iterator[tuple[int, Tensor]]:
     """Each expert that somebody chose, and the numbers of the choices of it, in their order."""
     chosen = experts.flatten()
     if chosen.numel() and (int(chosen.min()) < 0 or int(chosen.max()) >= count):
