@@ -109,12 +109,19 @@ template <class T> struct Attention {
     SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         constexpr int step = Values<T>::step;
         const int64_t width = call.value_width, padded = space.padded;
+        if (Pairs<T>::known)
+            for (int64_t row = 0; row < item.rows; ++row) Pairs<T>::round(space.scores + row * CHUNK);
         if (item.rows <= FEW_ROWS) {
-            for (int64_t row = 0; row < item.rows; ++row) Pairs<T>::round_alone(space.scores + row * CHUNK);
             // A few keys at a time, whose values lie together, or memory would see every other line of a chunk first.
-            for (int t = 0; t < count; t += W)
-                weigh_tile<T, true>(item.rows, space.scores + t, chunk.v + t, ahead, smaller(W, count - t), space.sums,
-                                    width, padded);
+            for (int t = 0; t < count; t += W) {
+                const int some = smaller(W, count - t);
+                if (Pairs<T>::known)
+                    Pairs<T>::weigh_few(int(item.rows), space.scores + t / 2, chunk.v + t, ahead, some, space.sums,
+                                        width, padded);
+                else
+                    weigh_tile<T, true>(item.rows, space.scores + t, chunk.v + t, ahead, some, space.sums, width,
+                                        padded);
+            }
             return;
         }
         if (Pairs<T>::known)

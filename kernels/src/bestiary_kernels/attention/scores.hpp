@@ -12,6 +12,8 @@ namespace {
 constexpr int TILE = 64, CHUNK = 64, PAIR = 2 * W;
 constexpr int R = W / 4;         // rows of which one vector holds four units each
 constexpr int FEW_ROWS = 2 * R;  // up to so many, keys are not transposed
+// Keys that are met together, so that none waits for its own last product: 32 vector registers on AVX-512, 16 elsewhere.
+constexpr int KEYS = W == 16 ? 8 : 4;
 constexpr int STEP = 16;         // units that a row's storage is rounded up to
 // Rows whose accumulators stay in registers: 32 vector registers on AVX-512, 16 elsewhere.
 constexpr int SCORE_ROWS = W == 16 ? 8 : 4;
@@ -115,12 +117,12 @@ inline void transpose(Floats rows[W]) {
     }
 }
 
-// Adds the products of `fours` times four units of four keys and of R rows each to sums[key].
-template <class T, int fours, class Key> inline void meet_fours(const Floats* q, Key key, Floats sums[4]) {
+// Adds the products of `fours` times four units of some keys and of R rows each to sums[key].
+template <class T, int fours, class Key> inline void meet_fours(const Floats* q, Key key, Floats sums[KEYS]) {
     Floats held[fours];
     for (int i = 0; i < fours; ++i) held[i] = q[i];
-#pragma GCC unroll 4
-    for (int t = 0; t < 4; ++t) {
+#pragma GCC unroll 8
+    for (int t = 0; t < KEYS; ++t) {
         const T* const k = key(t);
 #pragma GCC unroll 4
         for (int i = 0; i < fours; ++i)
@@ -145,23 +147,25 @@ inline void turn_fours(Floats keys[R]) {
     }
 }
 
-// The scores of R rows and four keys as they lie; q[four][row][unit of four]. The lanes of a sum are four parts of each
-// row's score.
+// keys[four keys] of R rows' scores with some keys as they lie; q[four][row][unit of four]. The lanes of a sum are four
+// parts of each row's score.
 template <class T>
-inline Floats score_four(const Floats* q, const T* const* k_rows, int64_t width, Ahead<T>& ahead) {
+inline void score_some(const Floats* q, const T* const* k_rows, int64_t width, Ahead<T>& ahead, Floats keys[KEYS / 4]) {
     constexpr int four = 4 * Dot<T>::per_unit;
-    Floats sums[4] = {};
+    Floats sums[KEYS] = {};
     int64_t d = 0;
     for (; d + 4 * four <= width; d += 4 * four, q += 4)
         meet_fours<T, 4>(q, [&](int t) { return ahead.keep_up_with(d, 4 * four), k_rows[t] + d; }, sums);
     for (; d + four <= width; d += four, ++q)
         meet_fours<T, 1>(q, [&](int t) { return ahead.keep_up_with(d, four), k_rows[t] + d; }, sums);
     if (d < width) {
-        T rest[4][four] = {};
-        for (int t = 0; t < 4; ++t) memcpy(rest[t], k_rows[t] + d, size_t(width - d) * sizeof(T));
+        T rest[KEYS][four] = {};
+        for (int t = 0; t < KEYS; ++t) memcpy(rest[t], k_rows[t] + d, size_t(width - d) * sizeof(T));
         meet_fours<T, 1>(q, [&](int t) { return rest[t]; }, sums);
     }
-    return sums_of_fours(sums[0], sums[1], sums[2], sums[3]);
+#pragma GCC unroll 2
+    for (int i = 0; i < KEYS / 4; ++i)
+        keys[i] = sums_of_fours(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
 }
 
 // scores[row][key] of R rows and W keys.
@@ -170,7 +174,7 @@ SEPARATE void score_few(const Floats* q, const T* const* k_rows, int64_t width, 
                         Ahead<T>& to_come) {
     Ahead<T> ahead = to_come;
     Floats keys[R];
-    for (int i = 0; i < R; ++i) keys[i] = score_four(q, k_rows + 4 * i, width, ahead);
+    for (int i = 0; i < W; i += KEYS) score_some(q, k_rows + i, width, ahead, keys + i / 4);
     to_come = ahead;
     turn_fours(keys);
     for (int r = 0; r < R; ++r) store(scores + r * CHUNK, keys[r] * scale);

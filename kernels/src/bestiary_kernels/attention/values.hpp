@@ -103,12 +103,13 @@ void weigh_tile(int rows, const float* weights, const T* const* v_rows, Ahead<T>
     }
 }
 
-// Tiles of many rows meet the values of two keys at once, where the machine multiplies pairs: weights are rounded to
-// bfloat16 first, as torch and FlashAttention do it. Those of few rows are too, and the product adds the upper half of a
-// pair before the lower one: so a row comes out the same to the bit, whatever its company.
+// Rows meet the values of two keys at once, where the machine multiplies pairs: weights are rounded to bfloat16 first, as
+// torch and FlashAttention do it. For many rows the pairs are joined once, for few as they are met: a row comes out the
+// same to the bit, whatever its company.
 template <class T> struct Pairs {
     static constexpr bool known = false;
-    static void round_alone(float*) {}
+    static void round(float*) {}
+    static void weigh_few(int, const float*, const T* const*, Ahead<T>&, int, float*, int64_t, int64_t) {}
     static void weigh(int, float*, const T* const*, int, float*, int64_t, int64_t, float*) {}
 };
 
@@ -117,15 +118,21 @@ template <> struct Pairs<bf16> {
     static constexpr bool known = true;
     static constexpr int rows_held = 6;  // with four vectors of sums each and what they meet: 29 registers
 
-    // Number by number the values of two keys, the first one's above, in the order of `Values`: to[pair][padded].
-    static void join(const bf16* const* v_rows, int tokens, int64_t width, int64_t padded, float* to) {
+    // Number by number the values of two keys, the first one's above, in the order of `Values`: a step of them.
+    static void join(const bf16* first, const bf16* second, int n, Floats* to) {
+        const Words a = Values<bf16>::words(first, n), b = Values<bf16>::words(second, n);
+        to[0] = (Floats)((b & 0xffffu) | (a << 16));
+        to[1] = (Floats)((b >> 16) | (a & 0xffff0000u));
+    }
+    // to[pair][padded]
+    static void join_all(const bf16* const* v_rows, int tokens, int64_t width, int64_t padded, float* to) {
         constexpr int step = Values<bf16>::step;
         for (int t = 0; t < tokens; t += 2)
             for (int64_t d = 0; d < padded; d += step, to += step) {
-                const int n = int(smaller<int64_t>(width - d, step));
-                const Words a = Values<bf16>::words(v_rows[t] + d, n), b = Values<bf16>::words(v_rows[t + 1] + d, n);
-                store(to, (Floats)((b & 0xffffu) | (a << 16)));
-                store(to + W, (Floats)((b >> 16) | (a & 0xffff0000u)));
+                Floats both[2];
+                join(v_rows[t] + d, v_rows[t + 1] + d, int(smaller<int64_t>(width - d, step)), both);
+                store(to, both[0]);
+                store(to + W, both[1]);
             }
     }
     // A row's weights become pairs of bfloat16, in the first half of their place.
@@ -133,12 +140,6 @@ template <> struct Pairs<bf16> {
         for (int t = 0; t < CHUNK; t += 2 * W) {
             const __m512bh two = _mm512_cvtne2ps_pbh((__m512)load(weights + t + W), (__m512)load(weights + t));
             store(weights + t / 2, (Floats)_mm512_rol_epi32((__m512i)two, 16));
-        }
-    }
-    static void round_alone(float* weights) {
-        for (int t = 0; t < CHUNK; t += W) {
-            const __m256bh halves = _mm512_cvtneps_pbh((__m512)load(weights + t));
-            store(weights + t, (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)halves), 16));
         }
     }
     template <int rows, int vectors>
@@ -159,12 +160,54 @@ template <> struct Pairs<bf16> {
         for (int r = 0; r < rows; ++r)
             for (int c = 0; c < vectors; ++c) store(sums + r * padded + c * W, held[r][c]);
     }
-    // sums[row][padded] += weights[row][token] * v_rows[token][width]; `memory` holds CHUNK / 2 rows of values.
+    // Values as they lie, of which n numbers are left, or `vectors` whole ones.
+    template <int rows, int vectors, bool whole>
+    static void block_few(const float* weights, const bf16* const* v_rows, Ahead<bf16>& to_come, int64_t d, int n,
+                          int tokens, float* sums, int64_t padded) {
+        constexpr int step = Values<bf16>::step;
+        Floats held[rows][vectors];
+        Ahead<bf16> ahead = to_come;
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < vectors; ++c) held[r][c] = load(sums + r * padded + c * W);
+        for (int t = 0; t < tokens; t += 2) {
+            Floats v[vectors];
+            ahead.keep_up_with(d, vectors * W);
+#pragma GCC unroll 2
+            for (int c = 0; c < vectors * W; c += step)
+                join(v_rows[t] + d + c, v_rows[t + 1] + d + c, whole ? step : n - c, v + c / W);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+                for (int c = 0; c < vectors; ++c)
+                    held[r][c] = Dot<bf16>::multiply_add(v[c], weights[r * CHUNK + t / 2], held[r][c]);
+            ahead.keep_up_with(d, vectors * W);
+        }
+        to_come = ahead;
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < vectors; ++c) store(sums + r * padded + c * W, held[r][c]);
+    }
+    // As `weigh`, straight from where the values lie; asks for what is ahead.
+    static void weigh_few(int rows, const float* weights, const bf16* const* v_rows, Ahead<bf16>& ahead, int tokens,
+                          float* sums, int64_t width, int64_t padded) {
+        Ahead<bf16> nothing, *asking = &ahead;
+        for (; rows > 0; rows -= rows_held, weights += rows_held * CHUNK, sums += rows_held * padded, asking = &nothing)
+            with_known(smaller(rows, rows_held), [&](auto known) {
+                constexpr int count = decltype(known)::rows;
+                int64_t d = 0;
+                for (; d + 4 * W <= width; d += 4 * W)
+                    block_few<count, 4, true>(weights, v_rows, *asking, d, 0, tokens, sums + d, padded);
+                for (; d + 2 * W <= width; d += 2 * W)
+                    block_few<count, 2, true>(weights, v_rows, *asking, d, 0, tokens, sums + d, padded);
+                if (d < width)
+                    block_few<count, 2, false>(weights, v_rows, *asking, d, int(width - d), tokens, sums + d, padded);
+            });
+    }
+    // sums[row][padded] += weights[row][token] * v_rows[token][width], of rounded weights; `memory` holds CHUNK / 2 rows
+    // of values.
     static void weigh(int rows, float* weights, const bf16* const* v_rows, int tokens, float* sums, int64_t width,
                       int64_t padded, float* memory) {
-        join(v_rows, tokens, width, padded, memory);
+        join_all(v_rows, tokens, width, padded, memory);
         const int pairs = (tokens + 1) / 2;
-        for (int r = 0; r < rows; ++r) round(weights + r * CHUNK);
         for (; rows > 0; rows -= rows_held, weights += rows_held * CHUNK, sums += rows_held * padded)
             with_known(smaller(rows, rows_held), [&](auto known) {
                 constexpr int count = decltype(known)::rows;
