@@ -14,6 +14,7 @@ from rig.report import RESULTS, Report, ratios, shares, spread
 from torch.nn import functional
 
 from bestiary_kernels import paged_attention
+from bestiary_kernels.memory import lasting
 
 COLUMNS = [
     "heads",
@@ -33,7 +34,10 @@ GOAL = 0.55
 
 
 def main() -> None:
-    """Keys and values of bfloat16, in blocks in random order, larger than the caches; in turns with torch's own."""
+    """Keys and values of bfloat16, in blocks in random order, larger than the caches; in turns with torch's own.
+
+    They lie as the engine has them: of a block those of all layers, which take turns, side by side.
+    """
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--noisy", action="store_true", help="measure even though the machine is busy")
@@ -65,15 +69,16 @@ def _measure(name: str, shape: tuple[int, int, int], rounds: int, memory: machin
     for context in CONTEXTS:
         pages = BATCH * -(-context // PAGE)
         # As many tables as make the caches forget one before it comes again.
-        k, v = (torch.randn(pages, kv_heads, PAGE, width).bfloat16() for _ in range(2))
-        copies = max(1, int(300e6 // (2 * k.nbytes)))
-        caches = [(k.clone(), v.clone()) for _ in range(copies)]
+        both = torch.randn(pages, 1, 2, kv_heads, PAGE, width).bfloat16()
+        copies = max(1, int(300e6 // both.nbytes))
+        caches = lasting((pages, copies, *both.shape[2:]), torch.bfloat16).copy_(both)
         tables = torch.randperm(pages).to(torch.int32).view(BATCH, -1)
         starts, lens = torch.arange(BATCH + 1, dtype=torch.int32), torch.full((BATCH,), context, dtype=torch.int32)
         q = torch.randn(BATCH, heads, width).bfloat16()
         flat = [torch.randn(BATCH, kv_heads, context, width).bfloat16() for _ in range(2)]
         found: dict[str, list[float]] = {"ours": [], "torch": []}
-        ours = [partial(paged_attention, q, *one, tables, starts, lens, width**-0.5) for one in caches]
+        layers = [layer.unbind(1) for layer in caches.unbind(1)]
+        ours = [partial(paged_attention, q, *layer, tables, starts, lens, width**-0.5) for layer in layers]
         torchs = partial(functional.scaled_dot_product_attention, q[:, :, None], *flat, enable_gqa=True)
         speeds: list[float] = []
         for turn in range(rounds + 1):

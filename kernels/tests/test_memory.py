@@ -30,14 +30,14 @@ def test_many_of_all_sizes_do_not_overlap(dtype: torch.dtype) -> None:
 @LARGE
 def test_memory_goes_when_all_that_was_taken_of_it_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[mmap.mmap]] = []
-    new = memory._new
+    new = memory.zeros
 
     def noted(size: int) -> mmap.mmap:
         found = new(size)
         made.append(weakref.ref(found))
         return found
 
-    monkeypatch.setattr(memory, "_new", noted)
+    monkeypatch.setattr(memory, "zeros", noted)
     monkeypatch.setattr(memory, "_chunk", None)
     alone, first, second = (lasting((size,), torch.uint8) for size in (40 << 20, 1 << 20, 1 << 20))
     assert len(made) == 2

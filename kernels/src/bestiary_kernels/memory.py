@@ -1,6 +1,6 @@
-"""Memory for weights that are read whole, step after step: in large pages, where the system lends them (Linux).
+"""Memory for what is read step after step, weights and caches: in large pages, where the system lends them (Linux).
 
-Of pages of 4 KiB a processor remembers the places of a few MiB; those of the others it has to look up. Knows no weight.
+Of pages of 4 KiB a processor remembers the places of a few MiB; those of the others it has to look up. Knows neither.
 """
 
 import mmap
@@ -12,7 +12,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-__all__ = ["lasting"]
+__all__ = ["lasting", "zeros"]
 
 #: Bytes that are taken from the system at once; what is less than the smallest part of it stays in the heap.
 _CHUNK, _LEAST = 64 << 20, 256 << 10
@@ -36,16 +36,18 @@ def _taken(size: int) -> tuple[mmap.mmap, int]:
     """So many bytes of a chunk, and where they begin. What is large has one of its own."""
     global _chunk, _used
     if size > _CHUNK // 4:
-        return _new(size), 0
+        return zeros(size), 0
     with _lock:
         if _chunk is None or _used + size > len(_chunk):
-            _chunk, _used = _new(_CHUNK), 0
+            _chunk, _used = zeros(_CHUNK), 0
         begin, _used = _used, -(-(_used + size) // _LINE) * _LINE
         return _chunk, begin
 
 
-def _new(size: int) -> mmap.mmap:
+def zeros(size: int) -> mmap.mmap:
+    """So many bytes, at least one; none takes memory before it or its neighbours in a page are touched."""
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a system may be built without
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system may be built without
+            memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

@@ -5,23 +5,27 @@ Memory is shared out so that each group has room for as many sequences of full l
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 from math import prod
-from mmap import mmap
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bestiary.blocks import Kept, Kind
+from bestiary.blocks.kept import Room
 from bestiary.cache.groups import CacheGroup, longest
 from bestiary.config import EngineConfig
 from bestiary.errors import SettingError
+from bestiary_kernels.memory import zeros
 
 __all__ = ["allocate", "bytes_per_sequence", "bytes_per_token", "fit_length", "free_memory", "groups"]
 
 #: The part of a CPU machine's free memory that the cache takes where nothing else is asked. Pages cost nothing until
 #: they are written, so this is a limit and not what is used.
 _CPU_SHARE = 0.25
+#: Bytes of a line of memory: where a tensor's blocks begin.
+_LINE = 64
 
 
 def bytes_per_token(kept: Sequence[Kept], dtype: torch.dtype) -> int:
@@ -35,8 +39,7 @@ def bytes_per_sequence(kept: Sequence[Kept], dtype: torch.dtype) -> int:
 
 
 def _block_bytes(layer: Kept, block_size: int, dtype: torch.dtype) -> int:
-    itemsize = {False: dtype.itemsize, True: torch.float32.itemsize}
-    return sum(prod(room.shape) * itemsize[room.exact] for room in layer.rooms(1, block_size))
+    return sum(prod(room.shape) * _dtype_of(room, dtype).itemsize for room in layer.rooms(1, block_size))
 
 
 def groups(
@@ -94,21 +97,42 @@ def allocate(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[tuple[Tensor, ...]]:
-    """The tensors of every layer, zeroed."""
-
-    def tensors(layer: Kept) -> tuple[Tensor, ...]:
-        blocks = found[kinds.index(layer.kind)].num_blocks
-        rooms = layer.rooms(blocks, block_size)
-        return tuple(_zeros(room.shape, torch.float32 if room.exact else dtype, device) for room in rooms)
-
-    return [tensors(layer) for layer in kept]
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU a page comes from the system when it is first written, so an unused cache costs nothing."""
+    """The tensors of every layer, zeroed; on a CPU an unused cache costs nothing."""
+    group_of = [kinds.index(layer.kind) for layer in kept]
+    rooms = [layer.rooms(found[g].num_blocks, block_size) for g, layer in zip(group_of, kept, strict=True)]
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.frombuffer(mmap(-1, prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
+        return [
+            tuple(torch.zeros(room.shape, dtype=_dtype_of(room, dtype), device=device) for room in some)
+            for some in rooms
+        ]
+    made: list[list[Tensor]] = [[] for _ in kept]
+    for g, kind in enumerate(kinds):
+        own = [(place, room) for place, some in enumerate(rooms) if group_of[place] == g for room in some]
+        # Kernels want the slots of states dense.
+        for run in [own] if own and kind.fixed is None else [[one] for one in own]:
+            for (place, _), tensor in zip(run, _beside([room for _, room in run], dtype), strict=True):
+                made[place].append(tensor)
+    return [tuple(tensors) for tensors in made]
+
+
+def _dtype_of(room: Room, dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if room.exact else dtype
+
+
+def _beside(rooms: Sequence[Room], dtype: torch.dtype) -> list[Tensor]:
+    """Zeros, of which one block of every room lies beside the others: what is touched first is close together.
+
+    So large pages hold little that is not used, and a step looks up few of them.
+    """
+    blocks = rooms[0].shape[0]
+    dtypes = [_dtype_of(room, dtype) for room in rooms]
+    sizes = [prod(room.shape[1:]) * of.itemsize for room, of in zip(rooms, dtypes, strict=True)]
+    *starts, stride = accumulate((-(-size // _LINE) * _LINE for size in sizes), initial=0)
+    memory = torch.frombuffer(zeros(blocks * stride), dtype=torch.uint8).view(blocks, stride)
+    return [
+        memory[:, start : start + size].view(of).view(room.shape)
+        for room, of, start, size in zip(rooms, dtypes, starts, sizes, strict=True)
+    ]
 
 
 def free_memory(device: torch.device) -> int:
