@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
 from math import prod
+from mmap import mmap
 from pathlib import Path
 
 import torch
@@ -106,17 +107,25 @@ def allocate(
             for some in rooms
         ]
     made: list[list[Tensor]] = [[] for _ in kept]
-    for g, kind in enumerate(kinds):
+    for g in dict.fromkeys(group_of):
         own = [(place, room) for place, some in enumerate(rooms) if group_of[place] == g for room in some]
-        # Kernels want the slots of states dense.
-        for run in [own] if own and kind.fixed is None else [[one] for one in own]:
-            for (place, _), tensor in zip(run, _beside([room for _, room in run], dtype), strict=True):
-                made[place].append(tensor)
+        lay_out = _beside if kinds[g].fixed is None else _dense
+        for (place, _), tensor in zip(own, lay_out([room for _, room in own], dtype), strict=True):
+            made[place].append(tensor)
     return [tuple(tensors) for tensors in made]
 
 
 def _dtype_of(room: Room, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if room.exact else dtype
+
+
+def _dense(rooms: Sequence[Room], dtype: torch.dtype) -> list[Tensor]:
+    """Zeros, each room for itself, since kernels want the slots of states dense; few of them may ever be used."""
+    dtypes = [_dtype_of(room, dtype) for room in rooms]
+    return [
+        torch.frombuffer(mmap(-1, prod(room.shape) * of.itemsize), dtype=of).view(room.shape)
+        for room, of in zip(rooms, dtypes, strict=True)
+    ]
 
 
 def _beside(rooms: Sequence[Room], dtype: torch.dtype) -> list[Tensor]:
