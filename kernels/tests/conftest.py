@@ -10,6 +10,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first kernel is defined
 
 from bestiary_kernels import library, status
+from bestiary_kernels.linear import squeezed
 
 NATIVE = status().available[1:]
 
@@ -19,6 +20,15 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set's kernels in turn, in use for the length of the test."""
     with library.using(request.param):
         yield request.param
+
+
+@pytest.fixture
+def squeezes_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Weights are squeezed however small they are, and read so."""
+    monkeypatch.setattr(squeezed, "_LEAST", 0)
+    monkeypatch.delenv(squeezed.VARIABLE, raising=False)
+    with library.using("avx512_bf16"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 import gc
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,15 +14,10 @@ from bestiary_kernels.linear.squeezed import VARIABLE, Squeezed
 from .cases import assert_rounds_to
 from .conftest import NATIVE
 
-pytestmark = pytest.mark.skipif("avx512_bf16" not in NATIVE, reason="no kernel of ours reads squeezed weights here")
-
-
-@pytest.fixture(autouse=True)
-def _small_ones_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(squeezed, "_LEAST", 0)
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with using("avx512_bf16"):
-        yield
+pytestmark = [
+    pytest.mark.skipif("avx512_bf16" not in NATIVE, reason="no kernel of ours reads squeezed weights here"),
+    pytest.mark.usefixtures("squeezes_all"),
+]
 
 
 def weight_of(outputs: int, inputs: int, strange: int = 2000) -> Tensor:

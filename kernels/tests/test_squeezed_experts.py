@@ -1,32 +1,24 @@
 """Experts in twelve bits: products and mixtures are those of the weights that went in, whoever else is in the batch."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from bestiary_kernels import SqueezedExperts, Tape, experts_linear, moe, using
 from bestiary_kernels.activation.reference import ACTIVATIONS
-from bestiary_kernels.linear import squeezed
 from bestiary_kernels.linear.squeezed import VARIABLE
 
 from .cases import assert_rounds_to
 from .conftest import NATIVE
 
-pytestmark = pytest.mark.skipif("avx512_bf16" not in NATIVE, reason="no kernel of ours reads squeezed weights here")
+pytestmark = [
+    pytest.mark.skipif("avx512_bf16" not in NATIVE, reason="no kernel of ours reads squeezed weights here"),
+    pytest.mark.usefixtures("squeezes_all"),
+]
 
 EXPERTS, WIDTH, INNER = 4, 192, 128
 #: More than one pass over an expert's matrix takes, for each of them.
 MANY = 500
-
-
-@pytest.fixture(autouse=True)
-def _small_ones_too(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(squeezed, "_LEAST", 0)
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with using("avx512_bf16"):
-        yield
 
 
 def weight_of(outputs: int, inputs: int) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: T tokens, E experts, k chosen for a token, D width, I inner width.
 """
 
+from functools import partial
 from struct import Struct
 
 import torch
@@ -12,6 +13,7 @@ from bestiary_kernels import gpu, library
 from bestiary_kernels.activation import KINDS
 from bestiary_kernels.moe import reference
 from bestiary_kernels.moe.linear import are_few, experts_linear
+from bestiary_kernels.moe.mix import mixed
 from bestiary_kernels.moe.squeezed import SqueezedExperts
 
 __all__ = ["GROUP_RULES", "SCORINGS", "SqueezedExperts", "experts_linear", "moe", "route"]
@@ -23,7 +25,7 @@ GROUP_RULES = ("best", "best_two")
 
 _LOGITS = len(SCORINGS)  # in place of a scoring: the softmax comes last
 _MOST_EXPERTS = 1024  # MOST_EXPERTS in router/cpu.cpp
-_ROUTE_CALL, _MOE_CALL = Struct("9q2d"), Struct("6q")  # RouteCall and MoeCall
+_ROUTE_CALL = Struct("9q2d")  # RouteCall in router/cpu.cpp
 
 
 def route(
@@ -168,21 +170,9 @@ def moe(
     ):
         function = _operator if library.is_traced(x_TD) else reference.moe
         return function(x_TD, gate_up, down, weights_Tk, experts_Tk, act)
-    y = x_TD.new_empty((tokens, width))
-    failed = kernels.moe(
-        is_bf16,
-        KINDS[act],
-        x_TD.data_ptr(),
-        gate_up.data_ptr(),
-        down.data_ptr(),
-        weights_Tk.data_ptr(),
-        experts_Tk.data_ptr(),
-        y.data_ptr(),
-        _MOE_CALL.pack(tokens, experts, width, inner_twice // 2, top_k, x_TD.stride(0)),
-    )
-    if failed:
-        library.fail("moe", failed)
-    return y
+    matrices = gate_up.data_ptr(), down.data_ptr()
+    mix = partial(kernels.moe, is_bf16)
+    return mixed(mix, act, x_TD, *matrices, weights_Tk, experts_Tk, experts, inner_twice // 2)
 
 
 def _is_known(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, experts: Tensor) -> bool:

@@ -37,21 +37,22 @@ struct Matrices {
     }
 };
 
-// Rows of x, each shared by `each` choices, in the order of the experts.
+// Rows brought into the order of the experts, and back into that of the choices.
 struct Ordered {
     const Buckets& buckets;
     int64_t choices;
 
-    template <class Move> void each(int64_t width, Move move) const {
+    template <class Move> void over(int64_t width, Move move) const {
         share(choices, 1, choices * width > 32768, [&](int64_t i) { move(i, buckets.order[i]); });
     }
-    void gather(const bf16* x, int64_t each_row, int64_t stride, int64_t width, bf16* to) const {
-        each(width, [&](int64_t i, int64_t choice) {
-            memcpy(to + i * width, x + choice / each_row * stride, size_t(width) * sizeof *to);
+    // `each` choices share a row of x.
+    void gather(const bf16* x, int64_t each, int64_t stride, int64_t width, bf16* to) const {
+        over(width, [&](int64_t i, int64_t choice) {
+            memcpy(to + i * width, x + choice / each * stride, size_t(width) * sizeof *to);
         });
     }
     void scatter(const bf16* from, int64_t width, bf16* y) const {
-        each(width, [&](int64_t i, int64_t choice) {
+        over(width, [&](int64_t i, int64_t choice) {
             memcpy(y + choice * width, from + i * width, size_t(width) * sizeof *y);
         });
     }

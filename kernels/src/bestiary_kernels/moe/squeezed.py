@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from bestiary_kernels import library
-from bestiary_kernels.activation import KINDS, gated_activation
+from bestiary_kernels.activation import gated_activation
 from bestiary_kernels.linear import PackedLinear
 from bestiary_kernels.moe import reference
+from bestiary_kernels.moe.mix import mixed
 
 __all__ = ["SqueezedExperts"]
 
-_MOE_CALL, _CALL = Struct("6q"), Struct("6q")  # MoeCall in cpu.cpp and ExpertsCall in linear.cpp
+_CALL = Struct("6q")  # ExpertsCall in linear.cpp
 
 
 class SqueezedExperts:
@@ -31,9 +32,13 @@ class SqueezedExperts:
     @classmethod
     def of(cls, *weights_ENK: Tensor) -> list[SqueezedExperts] | None:
         """The same matrices in twelve bits; None where any of them is not worth it, or has no kernel here."""
-        made = [cls._of(weight_ENK) for weight_ENK in weights_ENK]
-        found = [experts for experts in made if experts is not None]
-        return found if len(found) == len(made) else None
+        made: list[SqueezedExperts] = []
+        for weight_ENK in weights_ENK:
+            experts = cls._of(weight_ENK)
+            if experts is None:
+                return None
+            made.append(experts)
+        return made
 
     @classmethod
     def _of(cls, weight_ENK: Tensor) -> SqueezedExperts | None:
@@ -75,27 +80,13 @@ class SqueezedExperts:
 
     def mixture(self, x_TD: Tensor, down: SqueezedExperts, weights_Tk: Tensor, experts_Tk: Tensor, act: str) -> Tensor:
         """As `moe`, which has looked at shapes and dtypes, with these as the matrices of gate and up."""
-        experts, inner_twice, width = self.shape
+        experts, inner_twice, _ = self.shape
         mix = self._kernel("moe_squeezed", x_TD, experts_Tk)
         if mix is None or weights_Tk.dtype is not torch.float32 or not weights_Tk.is_contiguous():
             both_TkI = self(x_TD, experts_Tk)
             hidden_TkI = gated_activation(both_TkI.flatten(0, 1), act).view(*experts_Tk.shape, inner_twice // 2)
             return (down(hidden_TkI, experts_Tk).float() * weights_Tk[..., None]).sum(1).to(x_TD.dtype)
-        tokens, top_k = experts_Tk.shape
-        y = x_TD.new_empty((tokens, width))
-        failed = mix(
-            KINDS[act],
-            x_TD.data_ptr(),
-            self._calls,
-            down._calls,
-            weights_Tk.data_ptr(),
-            experts_Tk.data_ptr(),
-            y.data_ptr(),
-            _MOE_CALL.pack(tokens, experts, width, inner_twice // 2, top_k, x_TD.stride(0)),
-        )
-        if failed:
-            library.fail("moe", failed)
-        return y
+        return mixed(mix, act, x_TD, self._calls, down._calls, weights_Tk, experts_Tk, experts, inner_twice // 2)
 
     def _kernel(self, name: str, x: Tensor, experts_Tk: Tensor) -> Any:
         """Our function of that name, if there is one for this layout."""
