@@ -147,10 +147,9 @@ template <class T> struct Attention {
         }
     }
 
-    // The values come next, unless they are the beginning of the keys' rows.
-    SEPARATE void score(const Item& item, int count, const Rows& chunk, Space& space) const {
+    SEPARATE void score(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         if (item.rows <= FEW_ROWS) {
-            Ahead<T> ahead(chunk.v, v_cache == k_cache ? 0 : count, call.value_width), nothing;
+            Ahead<T> nothing;
             for (int t = 0; t < count; t += W)
                 for (int64_t row = 0; row < item.rows; row += R)
                     score_few((const Floats*)(space.q + row * space.padded_units), chunk.k + t, call.width, scale,
@@ -174,9 +173,11 @@ template <class T> struct Attention {
         for (int t = 0; t < count; t += W) store(scores + t, load(scores + t) + (load(biases + t) - base[0]));
     }
 
-    void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, Ahead<T> ahead, Space& space) const {
+    // The next chunk comes a whole chunk ahead of its turn: its keys while keys are met, its values while values are,
+    // unless those are the beginnings of its keys.
+    void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, const Rows& next, int left, Space& space) const {
         const int count = int(smaller<int64_t>(CHUNK, item.end - begin));
-        score(item, count, chunk, space);
+        score(item, count, chunk, Ahead<T>(next.k, left, call.width), space);
         for (int64_t row = 0; row < item.rows; ++row) {
             const KeyRange seen{space.seen[row].begin - begin, smaller<int64_t>(space.seen[row].end - begin, count)};
             float *const scores = space.scores + row * CHUNK, *const sums = space.sums + row * space.padded;
@@ -185,7 +186,8 @@ template <class T> struct Attention {
             soften(scores, int(seen.begin < 0 ? 0 : smaller<int64_t>(seen.begin, CHUNK)),
                    int(seen.end < 0 ? 0 : seen.end), space.running[row], sums, space.padded);
         }
-        weigh(item, count, chunk, ahead, space);
+        const int values_left = v_cache == k_cache ? 0 : left;
+        weigh(item, count, chunk, Ahead<T>(next.v, values_left, call.value_width), space);
     }
 
     // A row that saw no key has a total of 0, and gets zeros.
@@ -228,7 +230,7 @@ template <class T> struct Attention {
             const int64_t from = goes_on ? begin + CHUNK : later ? later->begin : 0;
             const int left = then ? int(smaller<int64_t>(CHUNK, then->end - from)) : 0;
             if (left > 0) find_rows(*then, from, next);
-            meet_chunk(item, begin, space.chunks[turn], Ahead<T>(next.k, left, call.width), space);
+            meet_chunk(item, begin, space.chunks[turn], next, left, space);
         }
         end_tile(item, space);
         return true;
