@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from bestiary import model, registry
-from bestiary.blocks import Leaf
+from bestiary.blocks import Experts, Leaf, Linear
 from bestiary.cache import CacheGroup, store
-from bestiary.checkpoint import ConfigFile
+from bestiary.checkpoint import ConfigFile, Names
 from bestiary.cli import main
 from bestiary.config import EngineConfig
 from bestiary.errors import SettingError
 from bestiary.parallel import Mesh
 from bestiary.planner import Device, Shapes, device, devices
+from bestiary_kernels import PackedLinear, QuantisedLinear
+from bestiary_kernels.linear import squeezed
 
 CPU = torch.device("cpu")
 NAMES = (
@@ -36,9 +38,9 @@ def shapes(name: str, config: dict[str, Any], **settings: Any) -> Shapes:
     return Shapes(ConfigFile(values, Path("config.json")), EngineConfig(model="m", **settings))
 
 
-def small(name: str) -> Shapes:
+def small(name: str, **settings: Any) -> Shapes:
     case = import_module(str(registry.find(name).load().proof)).CASES[0]
-    return shapes(name, case.config)
+    return shapes(name, case.config, **settings)
 
 
 @pytest.mark.parametrize(("shards", "stages"), [(1, 1), (2, 1), (1, 2), (2, 2)])
@@ -65,6 +67,33 @@ def test_weights_and_cache_are_those_that_are_allocated(name: str, shards: int, 
             for tensor in some
         )
         assert found.cache_held(128, 64, 16) == wanted
+
+
+def read_of(weight: PackedLinear | QuantisedLinear) -> int:
+    """Small ones of which oneDNN has a layout of its own stand in memory twice."""
+    is_squeezed = isinstance(weight, PackedLinear) and weight.form == "squeezed"
+    return weight.nbytes if is_squeezed else 2 * weight.outputs * weight.inputs
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "MixtralForCausalLM", "DeepseekV2ForCausalLM"])
+def test_what_a_step_reads_on_this_machine_is_what_is_packed_here(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(squeezed, "_LEAST", 0)
+    planned = small(name, dtype="bfloat16")
+    found, elsewhere = planned.rank(Mesh(), here=True), planned.rank(Mesh())
+    tree = model.build(planned._described(), Names(), None, dtype=torch.bfloat16, device=CPU, length=64)
+    dense, experts = 0, 0
+    for path, leaf in model.leaves(tree):
+        if isinstance(leaf, Experts):
+            experts += leaf.matrices.nbytes
+        elif isinstance(leaf, Linear) and leaf.packed is not None:
+            dense += read_of(leaf.packed) + (leaf.bias.nbytes if leaf.has_bias else 0)
+        elif path != "embed":
+            dense += sum(tensor.nbytes for tensor in leaf.parameters(recurse=False))
+    assert found.dense_bytes <= dense <= found.dense_bytes * 1.01
+    assert sum(found.expert_bytes.values()) <= experts <= sum(found.expert_bytes.values()) * 1.01
+    assert found.weight_bytes == elsewhere.weight_bytes and found.flops(3) == elsewhere.flops(3)
+    if squeezed.Squeezed.size((1, 32)) is not None:
+        assert found.dense_bytes < elsewhere.dense_bytes
 
 
 def test_devices_have_figures_and_sources() -> None:

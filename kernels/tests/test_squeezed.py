@@ -56,6 +56,19 @@ def test_every_bit_of_a_weight_comes_back(outputs: int, inputs: int) -> None:
             assert same_bits(held.packed(), packed)
 
 
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (1000, 640), (130, 96), (320, 1024)])
+def test_what_a_product_reads_follows_from_the_shape(
+    outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = (torch.randn(outputs, inputs) * 0.02).bfloat16()
+    packed, held = both(weight, None, monkeypatch)
+    read = PackedLinear.bytes_read(outputs, inputs, weight.dtype)
+    assert held.form == "squeezed" and read <= held.nbytes <= read + 4 * (weight.numel() // 256 + 1)
+    monkeypatch.setenv(VARIABLE, "0")
+    assert PackedLinear.bytes_read(outputs, inputs, weight.dtype) == weight.nbytes <= packed.nbytes
+    assert PackedLinear.bytes_read(outputs, inputs, torch.float32) == 4 * outputs * inputs
+
+
 def test_all_values_of_one_exponent_and_all_exceptions() -> None:
     assert Squeezed.of(reference.pack(torch.ones(64, 64).bfloat16()), 64) is not None
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16).view(256, 256)

@@ -22,7 +22,7 @@ from bestiary.config import EngineConfig
 from bestiary.errors import SettingError
 from bestiary.parallel import Mesh
 
-__all__ = ["Ceiling", "Device", "Plan", "Rank", "Shapes", "device", "devices", "weight_bytes"]
+__all__ = ["Ceiling", "Device", "Plan", "Rank", "Shapes", "device", "devices", "rank_of", "weight_bytes"]
 
 #: Splits that are tried: matrices are shared within one host, which seldom has more devices, and so many in all.
 _HOST, _MOST = 8, 64
@@ -87,8 +87,9 @@ class Rank:
     dense_numbers: int
     #: Read for each token: its rows of tables.
     row_bytes: int
-    #: Bytes of all stacks of experts with (experts, chosen ones of them).
+    #: Bytes of all stacks of experts with (experts, chosen ones of them), and how many numbers these are.
     expert_bytes: Mapping[tuple[int, int], int]
+    expert_numbers: Mapping[tuple[int, int], int]
     kept: tuple[Kept, ...]
     dtype: torch.dtype
 
@@ -101,8 +102,8 @@ class Rank:
 
     def flops(self, batch: float) -> float:
         """Operations of the products with weights; attention's own come on top."""
-        chosen = sum(size * chosen / experts for (experts, chosen), size in self.expert_bytes.items())
-        return 2 * batch * (self.dense_numbers + chosen / self.dtype.itemsize)
+        chosen = sum(size * chosen / experts for (experts, chosen), size in self.expert_numbers.items())
+        return 2 * batch * (self.dense_numbers + chosen)
 
     @property
     def token_bytes(self) -> int:
@@ -227,35 +228,16 @@ class Shapes:
         model.quantise(tree, self.config.quantization)
         return tree
 
-    def rank(self, mesh: Mesh) -> Rank:
-        """What a rank of a split has. Raises SettingError where heads cannot be shared out like that."""
-        tree = self._described()
-        model.part(tree, mesh)
-        sizes = {path: leaf.nbytes(self.dtype) for path, leaf in model.leaves(tree)}
-        dense, numbers, rows, experts = 0, 0, 0, dict[tuple[int, int], int]()
-        chosen = {id(leaf): moe.routing.top_k for moe in tree.modules() if isinstance(moe, MoE) for leaf in _of(moe)}
-        for path, leaf in model.leaves(tree):
-            if _is_read_once(path, leaf):
-                continue
-            if isinstance(leaf, Embedding) and not (path == "embed" and _is_tied_here(tree)):
-                rows += leaf.width * self.dtype.itemsize
-            elif leaf.stack:
-                key = (leaf.stack, chosen.get(id(leaf), leaf.stack))
-                experts[key] = experts.get(key, 0) + sizes[path]
-            else:
-                dense += sizes[path]
-                numbers += sum(map(prod, leaf.held().values()))
-        layers = mesh.layers_of(tree.layers.count)
-        kept = tuple(model.keeps(tree))
-        return Rank(
-            mesh.stage, mesh.shard, layers, sum(sizes.values()), dense, numbers, rows, experts, kept, self.dtype
-        )
+    def rank(self, mesh: Mesh, *, here: bool = False) -> Rank:
+        """What a rank of a split has; `here`: on this machine's CPU. SettingError where heads cannot be shared."""
+        return rank_of(self._described(), mesh, self.dtype, here=here)
 
     def plan(self, on: Device, shards: int, stages: int, context: int) -> Plan:
         """The split over `stages` of `shards` each. Raises SettingError or CapabilityMissing where it cannot be."""
         self._check(shards, stages, context)
         meshes = (Mesh.at(rank, stages, shards, Mesh().link) for rank in range(stages * shards))
-        return self._plan(on, tuple(map(self.rank, meshes)), stages * shards, stages, context)
+        ranks = tuple(self.rank(mesh, here=on.is_shared) for mesh in meshes)
+        return self._plan(on, ranks, stages * shards, stages, context)
 
     def _check(self, shards: int, stages: int, context: int) -> None:
         registry.require(self.architecture, tensor=shards > 1, pipeline=stages > 1)
@@ -296,8 +278,34 @@ class Shapes:
             return False  # the heads cannot be shared out like that
 
 
-def _of(moe: MoE) -> tuple[Leaf, Leaf]:
-    return moe.gate_up, moe.down
+def rank_of(tree: Decoder, mesh: Mesh, dtype: torch.dtype, *, here: bool = False) -> Rank:
+    """What a rank has of a described tree, which is of no other use afterwards.
+
+    Memory is needed as the checkpoint has the weights, since they are laid out only once they are there. What a step
+    reads of them is less on this machine's CPU (`here`), where they are squeezed.
+    """
+    model.part(tree, mesh)
+    dense, numbers, rows = 0, 0, 0
+    experts, expert_numbers = dict[tuple[int, int], int](), dict[tuple[int, int], int]()
+    weights = sum(leaf.nbytes(dtype) for _, leaf in model.leaves(tree))
+    for path, leaf in model.leaves(tree):
+        if _is_read_once(path, leaf) or leaf.stack:
+            continue
+        if isinstance(leaf, Embedding) and not (path == "embed" and _is_tied_here(tree)):
+            rows += leaf.width * dtype.itemsize
+        else:
+            dense += leaf.bytes_read(dtype) if here else leaf.nbytes(dtype)
+            numbers += sum(map(prod, leaf.held().values()))
+    for path, moe in tree.named_modules():
+        if not isinstance(moe, MoE) or path.startswith("encoder."):
+            continue
+        stacks, key = (moe.gate_up, moe.down), (moe.gate_up.stack, moe.routing.top_k)
+        size = moe.bytes_read(dtype) if here else sum(stack.nbytes(dtype) for stack in stacks)
+        experts[key] = experts.get(key, 0) + size
+        expert_numbers[key] = expert_numbers.get(key, 0) + sum(prod(stack.held()["weight"]) for stack in stacks)
+    layers, kept = mesh.layers_of(tree.layers.count), tuple(model.keeps(tree))
+    place = mesh.stage, mesh.shard, layers
+    return Rank(*place, weights, dense, numbers, rows, experts, expert_numbers, kept, dtype)
 
 
 def _is_read_once(path: str, leaf: Leaf) -> bool:

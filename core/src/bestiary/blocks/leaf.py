@@ -93,6 +93,10 @@ class Leaf(Block):
         self.allocate(dtype, torch.device("meta"))
         return sum(tensor.nbytes for tensor in self.parameters(recurse=False))
 
+    def bytes_read(self, dtype: torch.dtype) -> int:
+        """What a step that needs all of it reads on this machine's CPU. The leaf is of no other use afterwards."""
+        return self.nbytes(dtype)
+
     def rows_of(self, part: str) -> slice:
         """Where a part stands in what this shard has of the fused tensor."""
         start = 0

@@ -73,10 +73,19 @@ class Linear(Adaptable):
         """What this shard has of it will take in memory."""
         if self.format is None:
             return super().nbytes(dtype)
-        held = self.held()
-        rows, columns = held["weight"]
-        bias = prod(held.get("bias", (0,))) * dtype.itemsize
-        return QuantisedLinear.size(rows, columns, _BITS[self.format]) + bias
+        rows, columns = self.held()["weight"]
+        return QuantisedLinear.size(rows, columns, _BITS[self.format]) + self._bias_bytes(dtype)
+
+    def bytes_read(self, dtype: torch.dtype) -> int:
+        """As it is packed."""
+        weight = self.held().get("weight")
+        if self.format is not None or weight is None:
+            return self.nbytes(dtype)
+        outputs, inputs = weight
+        return PackedLinear.bytes_read(outputs, inputs, dtype) + self._bias_bytes(dtype)
+
+    def _bias_bytes(self, dtype: torch.dtype) -> int:
+        return prod(self.held().get("bias", (0,))) * dtype.itemsize
 
     def fill(self, part: str | None, suffix: str, tensor: Tensor, index: int | None) -> None:
         """Copy in what this shard keeps. What is complete takes its format at once: few are large at any time."""
@@ -196,6 +205,11 @@ class Embedding(Leaf):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """A weight [vocabulary, width]."""
         return {"weight": (self.vocabulary, self.width)}
+
+    def bytes_read(self, dtype: torch.dtype) -> int:
+        """As a tied head's matrix; a table that is only looked up in is read by the row."""
+        rows, columns = self.held()["weight"]
+        return PackedLinear.bytes_read(rows, columns, dtype)
 
     def share(self, packed: PackedLinear) -> None:
         """Read rows out of a tied head's packed matrix, so that the table stands in memory once."""

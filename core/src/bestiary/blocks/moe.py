@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import lt
 from typing import Literal
 
 import torch
@@ -58,6 +59,11 @@ class Experts(Adaptable):
         for index in range(self.stack):
             for part in self.parts:
                 yield part, "weight", index
+
+    def bytes_read(self, dtype: torch.dtype) -> int:
+        """As they would be squeezed."""
+        experts, outputs, inputs = self.held()["weight"]
+        return experts * kernels.PackedLinear.bytes_read(outputs, inputs, dtype)
 
     @property
     def matrices(self) -> Tensor | kernels.SqueezedExperts:
@@ -135,6 +141,12 @@ class MoE(Block):
         self.gate_up.keep_rows(gate=inner, up=inner)
         self.down.keep_columns(inner)
         self.add = mesh.link.all_reduce
+
+    def bytes_read(self, dtype: torch.dtype) -> int:
+        """Of all experts; they are of no other use afterwards. Both stacks are squeezed, or neither."""
+        stacks = (self.gate_up, self.down)
+        plain, read = [stack.nbytes(dtype) for stack in stacks], [stack.bytes_read(dtype) for stack in stacks]
+        return sum(read if all(map(lt, read, plain)) else plain)
 
     def settle(self) -> None:
         """Squeeze the experts where that is worth it."""

@@ -132,21 +132,22 @@ def _bench(model: str, workload: _Workload, flags: EngineFlags, file: Path | Non
 def _measure(model: str, workload: _Workload, flags: EngineFlags) -> _Report:
     import torch
 
-    from bestiary import hub, registry
+    from bestiary import hub
     from bestiary.checkpoint import ConfigFile
     from bestiary.cli.meter import Costs, Kind, Limits, Meter, Phase
     from bestiary.llm import LLM
-    from bestiary.model import choose_device, choose_dtype, describe, quantise
+    from bestiary.model import choose_device
+    from bestiary.parallel import Mesh
+    from bestiary.planner import Shapes
 
     flags.join_nodes(model)
     settings = {"max_model_len": workload.input_len + workload.output_len, **flags.settings()}
     folder = hub.locate(model, settings.pop("revision", None))
     llm = LLM(str(folder), **settings, skip_tokenizer_init=True, enable_prefix_caching=False)
-    config, file = llm.config, ConfigFile.load(folder)
-    tree = describe(registry.resolve(file.architectures, config.plugin), file).tree
-    quantise(tree, config.quantization)
-    dtype, device = choose_dtype(config.dtype, file), choose_device(config.device)
-    llm.engine.executor = meter = Meter(llm.engine.executor, Costs.of(tree, dtype))
+    config, device = llm.config, choose_device(llm.config.device)
+    shapes = Shapes(ConfigFile.load(folder), config)
+    dtype, whole = shapes.dtype, shapes.rank(Mesh(), here=device.type == "cpu")
+    llm.engine.executor = meter = Meter(llm.engine.executor, Costs.of(shapes.tree, whole))
     for _ in range(workload.warmup):
         _run(llm.engine, meter, workload)
     runs = [_run(llm.engine, meter, workload) for _ in range(workload.num_iters)]

@@ -1,29 +1,28 @@
 """What the steps of a benchmark are made of, what they must read and compute, and the machine's limits for both.
 
 It stands between engine and executor as one more executor, and knows no verb. The figures are what a step cannot do
-without: each weight read once (an embedding's only where the head shares them), keys and values of every token in
-context read once; two operations for each weight and token, and for each number of a key or value that a head meets.
+without: each weight read once (an embedding's only where the head shares them, and experts as far as so many tokens
+choose them), keys and values of every token in context read once; two operations for each weight that a token meets,
+and for each number of a key or value that a head meets.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bestiary.blocks import Attention
-from bestiary.cache import store
-from bestiary.model import keeps, num_parameters
-from bestiary.planner import weight_bytes
 
 if TYPE_CHECKING:
     import torch
 
     from bestiary.blocks import Decoder
     from bestiary.executor import Executor
+    from bestiary.planner import Rank
     from bestiary.step import StepResult, StepRow
 
 __all__ = ["Costs", "Kind", "Limits", "Meter", "Phase", "Step"]
@@ -36,10 +35,10 @@ Kind = Literal["prefill", "decode", "mixed"]
 class Costs:
     """What a model's tokens cost, from its description."""
 
-    #: Bytes of weights that every step reads.
-    weight_bytes: int
+    #: Bytes of weights that a step of so many tokens reads.
+    weights_read: Callable[[float], float]
     #: Weights that every token meets, and those that only tokens with logits meet.
-    body_parameters: int
+    body_parameters: float
     head_parameters: int
     #: Bytes of keys and values of one token in context.
     kv_bytes: int
@@ -47,16 +46,15 @@ class Costs:
     attention_flops: int
 
     @classmethod
-    def of(cls, tree: Decoder, dtype: torch.dtype) -> Costs:
-        """The costs of a described tree that is served in `dtype`."""
-        total, table = num_parameters(tree), tree.embed.vocabulary * tree.embed.width
-        read = total if tree.head.tied else total - table
+    def of(cls, tree: Decoder, rank: Rank) -> Costs:
+        """The costs of a described tree that one rank has whole, as the planner sees it."""
+        table = tree.embed.vocabulary * tree.embed.width
         mixers = (block for block in tree.modules() if isinstance(block, Attention))
         return cls(
-            weight_bytes=weight_bytes(tree, dtype) - (total - read) * dtype.itemsize,
-            body_parameters=read - table,
+            weights_read=rank.weights_read,
+            body_parameters=rank.flops(1) / 2 - table,
             head_parameters=table,
-            kv_bytes=store.bytes_per_token(keeps(tree), dtype),
+            kv_bytes=rank.token_bytes,
             attention_flops=sum(4 * m.heads * m.head_dim for m in mixers),
         )
 
@@ -138,8 +136,8 @@ class Meter:
             kind="mixed" if len(writing) == 2 else "decode" if True in writing else "prefill",
             seconds=seconds,
             num_tokens=num_tokens,
-            num_bytes=costs.weight_bytes + context * costs.kv_bytes,
-            num_flops=2 * matrices + pairs * costs.attention_flops,
+            num_bytes=round(costs.weights_read(num_tokens)) + context * costs.kv_bytes,
+            num_flops=round(2 * matrices) + pairs * costs.attention_flops,
             num_first=sum(_ends_prompt(row) for row in rows),
         )
 

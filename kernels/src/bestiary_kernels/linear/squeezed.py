@@ -9,6 +9,8 @@ Huffman; codes of one length can be looked up in registers.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from math import prod
 from struct import Struct
 
 import torch
@@ -48,7 +50,7 @@ class Squeezed:
         Raises ValueError where the variable says neither 0 nor 1.
         """
         kernels = library.native(packed)
-        if not _is_wanted() or kernels is None or kernels.squeeze is None or packed.nbytes < _LEAST:
+        if kernels is None or not _is_worth(packed.shape):
             return None
         exponents = _commonest(packed)
         tiles = -(-packed.shape[1] // reference.SQUEEZED_TILE)
@@ -63,6 +65,13 @@ class Squeezed:
         made = cls(packed, outputs, exponents, starts, exceptions)
         kernels.squeeze(made.call(None), packed.data_ptr(), None)
         return made
+
+    @staticmethod
+    def size(packed: Sequence[int]) -> int | None:
+        """Bytes of a packed weight of that shape without its exceptions; None where it stays as it is."""
+        blocks, steps = packed[:2]
+        starts = blocks * -(-steps // reference.SQUEEZED_TILE) + 1
+        return blocks * steps * reference.SQUEEZED_BYTES + starts * 4 if _is_worth(packed) else None
 
     def call(self, bias_N: Tensor | None) -> bytes:
         """What the kernels take, with their addresses; it holds as long as this and the bias do."""
@@ -92,6 +101,11 @@ class Squeezed:
     def packed(self) -> Tensor:
         """The weight as it was, in memory of its own."""
         return self.widen(torch.empty(reference.packed_shape(self.outputs, self.inputs), dtype=torch.bfloat16))
+
+
+def _is_worth(packed: Sequence[int]) -> bool:
+    kernels = library.active()
+    return _is_wanted() and kernels is not None and kernels.squeeze is not None and 2 * prod(packed) >= _LEAST
 
 
 def _is_wanted() -> bool:
