@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bestiary import LLM, SamplingParams
 from bestiary.checkpoint import Checkpoint
@@ -185,6 +186,25 @@ def test_what_cannot_be_served_is_one_message(folder: Path, flags: list[str], sa
 
 
 # --- bench --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "BESTIARY_KERNELS",
+        pytest.param(
+            "BESTIARY_SQUEEZE",
+            marks=pytest.mark.skipif(
+                not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="nothing is packed in bfloat16 here"
+            ),
+        ),
+    ],
+)
+def test_a_variable_of_the_kernels_that_says_nonsense_is_one_message(folder: Path, variable: str) -> None:
+    command = [sys.executable, "-m", "bestiary", "plan", str(folder), "--dtype", "bfloat16"]
+    done = subprocess.run(command, env={**os.environ, variable: "so"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"bestiary: {variable}='so' is unknown; choose (one of )?\w.*\n", done.stderr)
 
 
 def test_bench_latency_counts_every_token_once(folder: Path, tmp_path: Path, capsys: Printed) -> None:

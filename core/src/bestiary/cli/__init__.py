@@ -65,6 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error}\n`bestiary --help` and `bestiary VERB --help` show what there is.", _MISUSED)
     except BestiaryError as error:
         return _fail(str(error), _FAILED)
+    except (ValueError, RuntimeError) as error:
+        if not str(error).startswith("BESTIARY_"):
+            raise
+        return _fail(str(error), _FAILED)  # a variable of the kernels', which know none of our errors
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
