@@ -185,9 +185,6 @@ def test_what_cannot_be_served_is_one_message(folder: Path, flags: list[str], sa
     assert says in written.err
 
 
-# --- bench --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "variable",
     [
@@ -205,6 +202,9 @@ def test_a_variable_of_the_kernels_that_says_nonsense_is_one_message(folder: Pat
     done = subprocess.run(command, env={**os.environ, variable: "so"}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(rf"bestiary: {variable}='so' is unknown; choose (one of )?\w.*\n", done.stderr)
+
+
+# --- bench --------------------------------------------------------------------------------------------------------
 
 
 def test_bench_latency_counts_every_token_once(folder: Path, tmp_path: Path, capsys: Printed) -> None:

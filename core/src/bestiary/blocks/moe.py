@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from operator import lt
 from typing import Literal
 
 import torch
@@ -61,7 +60,7 @@ class Experts(Adaptable):
                 yield part, "weight", index
 
     def bytes_read(self, dtype: torch.dtype) -> int:
-        """As they would be squeezed."""
+        """What it would be of squeezed ones; `MoE` knows whether they are."""
         experts, outputs, inputs = self.held()["weight"]
         return experts * kernels.PackedLinear.bytes_read(outputs, inputs, dtype)
 
@@ -144,9 +143,9 @@ class MoE(Block):
 
     def bytes_read(self, dtype: torch.dtype) -> int:
         """Of all experts; they are of no other use afterwards. Both stacks are squeezed, or neither."""
-        stacks = (self.gate_up, self.down)
-        plain, read = [stack.nbytes(dtype) for stack in stacks], [stack.bytes_read(dtype) for stack in stacks]
-        return sum(read if all(map(lt, read, plain)) else plain)
+        sizes = [(stack.nbytes(dtype), stack.bytes_read(dtype)) for stack in (self.gate_up, self.down)]
+        are_squeezed = all(squeezed < plain for plain, squeezed in sizes)
+        return sum(squeezed if are_squeezed else plain for plain, squeezed in sizes)
 
     def settle(self) -> None:
         """Squeeze the experts where that is worth it."""
