@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bestiary_kernels.attention.paged.triton import attend, join
+from bestiary_kernels.attention.plan.triton import CHOICES
 
 __all__ = ["over_pages", "paged_attention"]
 
@@ -185,16 +186,22 @@ def _plan(
     room = _WORKSPACE // (8 * columns * queries * heads * values)
     waves = _WAVES if tile.rows < 128 else _WAVES_OF_MANY_ROWS
     extra = max(1, min(-(-waves * tiles // fill) * fill, waves * fill, room))
-    # One sequence with as many tiles is never cut.
-    is_cut = reach > tile.keys and (is_even or not (sequences == 1 and -(-tokens // queries) >= extra))
+    base, steps = -(-tiles // fill), -(-reach // tile.keys)
+    is_full = sequences == 1 and _is_full(-(-tokens // queries), fill, waves)
+    is_small = (base + CHOICES.value) * fill * steps < 1 << 31  # of what programs count with
+    is_cut = steps > 1 and (is_even or (is_small and not is_full))
     programs = fill if is_even else tiles + (extra if is_cut else 0)
     joined = tiles if is_even else min(extra, tiles)
     joiners = max(1, min(queries * heads, _JOINERS * processors // (columns * joined)))
     slots = 2 * (programs if is_even else extra) if is_cut else 0
-    base = -(-tiles // fill)
     return _Plan(
         is_even, is_cut, queries, heads, columns, programs, extra, fill, base, slots, joined, joiners, reach
     )  # fmt: skip
+
+
+def _is_full(tiles: int, fill: int, waves: int) -> bool:
+    """Whether a sequence's tiles keep the GPU busy uncut: there are many, or the last ones almost fill it."""
+    return tiles >= waves * fill or 8 * tiles >= 7 * fill * -(-tiles // fill)
 
 
 def _cut(width: int, values: int | None) -> tuple[int, int, int]:

@@ -6,10 +6,10 @@ All programs, of both kernels, must come to the same: whole numbers only.
 import triton
 import triton.language as tl
 
-__all__ = ["cut_tile", "entry", "part", "pieces", "sequence_at"]
+__all__ = ["CHOICES", "cut_tile", "entry", "part", "pieces", "sequence_at"]
 
 #: Sizes of a chunk that are compared, a power of 2.
-_CHOICES = tl.constexpr(8)
+CHOICES = tl.constexpr(8)
 
 
 @triton.jit
@@ -73,16 +73,16 @@ def _chunk(queries, keys, sequences, extra, fill, base, OVER):
 
     The GPU takes `fill` entries at a time. What fills it once more than the list needs uncut, twice, and so on are the
     choices, none with more than `extra` new entries; that of the least time is taken, where beginning and joining an
-    entry takes as long as `OVER` tiles.
+    entry takes as long as `OVER` tiles. Every program does this, and division of 64 bits takes long: the host sees to it
+    that all numbers fit into 32.
     """
-    total = tl.sum(queries.to(tl.int64) * keys, 0)
+    total = tl.sum(queries * keys, 0)
     top = tl.max(tl.where(queries > 0, keys, 0), 0)
-    wanted = (base + tl.arange(0, _CHOICES)).to(tl.int64) * fill * top // tl.maximum(total, 1)
-    wanted = tl.maximum(wanted, 1)  # chunks of the longest sequence
-    choices = tl.maximum((top + wanted - 1) // wanted, (total + extra - 1) // extra)
-    choices = tl.maximum(tl.minimum(choices, 1 << 30), 1).to(tl.int32)
+    wanted = tl.maximum((base + tl.arange(0, CHOICES)) * fill * top // tl.maximum(total, 1), 1)
+    # Of the longest sequence.
+    choices = tl.maximum((top + wanted - 1) // wanted, tl.maximum((total + extra - 1) // extra, 1))
     splits = tl.maximum((keys[:, None] + choices[None, :] - 1) // choices[None, :], 1)
-    entries = tl.sum(queries[:, None] * splits, 0).to(tl.int64)
+    entries = tl.sum(queries[:, None] * splits, 0)
     # All are as long as the longest, or the lengths differ and the gaps are filled.
     alike = (entries + fill - 1) // fill * (choices + OVER)
     time = tl.minimum(alike, (total + entries * OVER) // fill + choices + OVER)
