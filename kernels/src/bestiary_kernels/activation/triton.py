@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary_kernels.overlap.triton import overlapping, release_next, wait_for_last
+
 __all__ = ["activated", "activation", "gated_activation"]
 
 _LONGEST = 1024
@@ -37,7 +39,11 @@ def activated(x, KIND: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _activate(x, y, width, row_stride, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
+def _activate(
+    x, y, width, row_stride, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr
+):  # fmt: skip
+    release_next(OVERLAPS)
+    wait_for_last(OVERLAPS)
     pieces = tl.cdiv(width, BLOCK)
     row = (tl.program_id(0) // pieces).to(tl.int64)
     at = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)
@@ -52,7 +58,7 @@ def _launch(x: Tensor, y: Tensor, rows: int, width: int, row_stride: int, kind: 
     block = min(_LONGEST, triton.next_power_of_2(max(width, 1)))
     if y.numel():
         grid = (rows * triton.cdiv(width, block),)
-        _activate[grid](x, y, width, row_stride, KIND=kind, GATED=gated, BLOCK=block)
+        _activate[grid](x, y, width, row_stride, KIND=kind, GATED=gated, BLOCK=block, **overlapping(x))
     return y
 
 

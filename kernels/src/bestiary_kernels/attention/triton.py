@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bestiary_kernels.attention.paged.triton import attend, join
 from bestiary_kernels.attention.plan.triton import CHOICES
+from bestiary_kernels.overlap.triton import overlapping
 
 __all__ = ["over_pages", "paged_attention"]
 
@@ -19,6 +20,8 @@ _LOG2E = 1.4426950408889634
 #: Times that cutting may fill the GPU: more would even out the end better, and spend more on beginnings. Of tiles with
 #: many rows there are enough without, mostly, and programs that find nothing to do delay those that do.
 _WAVES, _WAVES_OF_MANY_ROWS = 8, 2
+#: Times that tiles as long as the longest fill the GPU if cutting them would gain nothing.
+_PLENTY = 3
 #: Most bytes of partial results.
 _WORKSPACE = 64 << 20
 #: Programs a multiprocessor that join what was cut, at most.
@@ -130,6 +133,7 @@ def over_pages(
     sizes = (plan.reach, plan.extra, plan.fill, plan.base)
     shape = {"EVEN": plan.is_even, "GROUP": group, "HEADS": plan.heads, "PAGE": page, "VALUES": values, "OVER": over}
     shape |= {"BLOCK_Q": plan.queries, "BLOCK_N": tile.keys, "BLOCK_V": _power(values), "BLOCK_S": _counted(sequences)}
+    shape |= overlapping(q)
     attend[(plan.programs * plan.columns,)](
         q, k_cache, v, out, parts, sums, block_tables.contiguous(), starts, lengths, *given, sinks,
         q.stride()[:2], k_cache.stride()[:3], v.stride()[:3], out.stride()[:2],
@@ -187,7 +191,9 @@ def _plan(
     waves = _WAVES if tile.rows < 128 else _WAVES_OF_MANY_ROWS
     extra = max(1, min(-(-waves * tiles // fill) * fill, waves * fill, room))
     base, steps = -(-tiles // fill), -(-reach // tile.keys)
-    is_full = sequences == 1 and _is_full(-(-tokens // queries), fill, waves)
+    is_full = _is_full(
+        -(-tokens // queries), fill, waves, min(1.0, tokens / (sequences * max(reach, 1))), sequences == 1
+    )
     is_small = (base + CHOICES.value) * fill * steps < 1 << 31  # of what programs count with
     is_cut = steps > 1 and (is_even or (is_small and not is_full))
     programs = fill if is_even else tiles + (extra if is_cut else 0)
@@ -199,9 +205,15 @@ def _plan(
     )  # fmt: skip
 
 
-def _is_full(tiles: int, fill: int, waves: int) -> bool:
-    """Whether a sequence's tiles keep the GPU busy uncut: there are many, or the last ones almost fill it."""
-    return tiles >= waves * fill or 8 * tiles >= 7 * fill * -(-tiles // fill)
+def _is_full(tiles: int, fill: int, waves: int, share: float, is_alone: bool) -> bool:
+    """Whether tiles of queries keep the GPU busy uncut: that spares their programs a twelfth of their time.
+
+    So it is where an average sequence's new tokens are a `share` of the longest tile's keys that makes even that tile
+    short beside what each place of the GPU has to do; and where one sequence has many, or the last ones almost fill it.
+    """
+    if tiles * share >= _PLENTY * fill:
+        return True
+    return is_alone and (tiles >= waves * fill or 8 * tiles >= 7 * fill * -(-tiles // fill))
 
 
 def _cut(width: int, values: int | None) -> tuple[int, int, int]:

@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary_kernels.overlap.triton import overlapping, release_next, wait_for_last
+
 __all__ = ["lora"]
 
 #: Rows up to which each has a program of its own.
@@ -44,8 +46,11 @@ def _shrink_row(
     most_rank,
     RANKS: tl.constexpr,
     DEPTH: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """inner[split, row, part, rank] = DEPTH inputs of x[row] . down[slot, part, rank]"""
+    release_next(OVERLAPS)
+    wait_for_last(OVERLAPS)
     row, split = tl.program_id(0), tl.program_id(2)
     blocks = tl.cdiv(most_rank, RANKS)
     part, first = tl.program_id(1) // blocks, tl.program_id(1) % blocks * RANKS
@@ -82,8 +87,11 @@ def _expand_row(
     RANKS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SPLITS: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """Some columns of a part of y[row] += the sum over splits of inner[split, row, part] . up[slot, :, columns]"""
+    release_next(OVERLAPS)
+    wait_for_last(OVERLAPS)
     row, blocks = tl.program_id(0).to(tl.int64), tl.cdiv(columns, COLUMNS)
     part, block = tl.program_id(1) // blocks, tl.program_id(1) % blocks
     slot = tl.load(slots + row).to(tl.int64)
@@ -215,9 +223,10 @@ def lora(y: Tensor, x: Tensor, slots: Tensor, down: Tensor, up: Tensor, ranks: T
     expanded = (y, slots, up, ranks, starts, inner, rows, *y.stride(), columns, count, parts, most_rank)
     blocks = parts * triton.cdiv(most_rank, _RANKS)
     if are_few:
-        shape = {"RANKS": _RANKS, "COLUMNS": _COLUMNS, "SPLITS": triton.next_power_of_2(splits)}
-        _shrink_row[(rows, blocks, splits)](*shrunk, RANKS=_RANKS, DEPTH=depth)
-        _expand_row[(rows, parts * triton.cdiv(columns, _COLUMNS))](*expanded, splits, **shape)
+        shape = {"COLUMNS": _COLUMNS, "SPLITS": triton.next_power_of_2(splits)}
+        both = {"RANKS": _RANKS} | overlapping(y)
+        _shrink_row[(rows, blocks, splits)](*shrunk, DEPTH=depth, **both)
+        _expand_row[(rows, parts * triton.cdiv(columns, _COLUMNS))](*expanded, splits, **shape, **both)
     else:
         tiles, shape = triton.cdiv(rows, _TILE), {"TILE": _TILE, "RANKS": _RANKS}
         _shrink_tile[(tiles, blocks)](*shrunk, **shape, DEPTH=depth, num_stages=4)

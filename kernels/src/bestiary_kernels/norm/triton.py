@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary_kernels.overlap.triton import overlapping, release_next, wait_for_last
+
 __all__ = ["add_layer_norm", "add_rms_norm"]
 
 #: What a program holds at least, where there are rows enough.
@@ -43,14 +45,17 @@ def _add_rms_norm(
     HAS_RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    release_next(OVERLAPS)
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask, at = (row < count) & (column < width), row * width + column
     x_at = row // heads * token_stride + row % heads * head_stride + column
+    w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32) + offset
+    wait_for_last(OVERLAPS)
     h = _summed(x, residual, x_at, at, mask, HAS_RESIDUAL)
     scale = 1 / tl.sqrt(tl.sum(h * h, 1) / width + eps)
-    w = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32) + offset
     tl.store(y + at, (h * scale[:, None] * w).to(y.dtype.element_ty), mask=mask)
 
 
@@ -74,7 +79,10 @@ def _add_layer_norm(
     HAS_BIAS: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
+    release_next(OVERLAPS)
+    wait_for_last(OVERLAPS)
     row = (tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     mask, at, head = (row < count) & (column < width), row * width + column, row % heads
@@ -129,6 +137,7 @@ def add_rms_norm(
             ROWS=at_once,
             BLOCK=block,
             num_warps=warps,
+            **overlapping(x),
         )
     return y, x if h is None else h
 
@@ -163,5 +172,6 @@ def add_layer_norm(
             ROWS=at_once,
             BLOCK=block,
             num_warps=warps,
+            **overlapping(x),
         )
     return y, x if h is None else h

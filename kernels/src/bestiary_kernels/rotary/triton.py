@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bestiary_kernels.overlap.triton import overlapping, release_next, wait_for_last
+
 __all__ = ["rotary", "rotary_cache_write"]
 
 #: How many numbers a program's heads have, about.
@@ -129,8 +131,11 @@ def _rotary_cache_write(
     REST_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """The first tiles turn heads of q; each of the rest turns heads of k, and writes them and their v."""
+    release_next(OVERLAPS)
+    wait_for_last(OVERLAPS)
     token, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     angles = cos_sin
     if HALF > 0:
@@ -238,4 +243,5 @@ def rotary_cache_write(
         WIDTH_BLOCK=triton.next_power_of_2(width),
         INTERLEAVED=interleaved,
         **sizes,
+        **overlapping(k),
     )

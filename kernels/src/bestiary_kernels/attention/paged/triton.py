@@ -12,6 +12,7 @@ import triton.language as tl
 
 from bestiary_kernels.attention.plan.triton import cut_tile, entry, part, pieces, sequence_at
 from bestiary_kernels.attention.sweep.triton import sweep
+from bestiary_kernels.overlap.triton import release_next, wait_for_last
 
 __all__ = ["attend", "join"]
 
@@ -125,8 +126,11 @@ def attend(
     GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, WIDTH: tl.constexpr, CUT: tl.constexpr,
     VALUES: tl.constexpr, COLUMNS: tl.constexpr, OVER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """The program's part of all keys, or its entry of the list; the longest entries of all heads begin first."""
+    release_next(OVERLAPS)
+    wait_for_last(OVERLAPS)
     program, column = tl.program_id(0) // COLUMNS, tl.program_id(0) % COLUMNS
     if EVEN:
         size, total, sequence, past = part(
@@ -211,10 +215,13 @@ def join(
     parts, sums, out, starts, lengths, sinks, out_strides, tokens, sequences, pages, reach, extra, fill, base, programs,
     EVEN: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, PAGE: tl.constexpr, VALUES: tl.constexpr,
     OVER: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_S: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """The partial results of one tile that was cut: of every so many-th row."""
     HEAD_TILES: tl.constexpr = (GROUP + HEADS - 1) // HEADS
     ROWS: tl.constexpr = BLOCK_Q * HEADS
+    release_next(OVERLAPS)
+    wait_for_last(OVERLAPS)
     # A piece is a program's, which has two slots, and the later one for the first piece of a tile; or it is a slot.
     STEP: tl.constexpr = 2 if EVEN else 1
     if EVEN:

@@ -73,8 +73,7 @@ def _chunk(queries, keys, sequences, extra, fill, base, OVER):
 
     The GPU takes `fill` entries at a time. What fills it once more than the list needs uncut, twice, and so on are the
     choices, none with more than `extra` new entries; that of the least time is taken, where beginning and joining an
-    entry takes as long as `OVER` tiles. Every program does this, and division of 64 bits takes long: the host sees to it
-    that all numbers fit into 32.
+    entry takes as long as `OVER` tiles. All numbers fit into 32 bits, which the host sees to: every program does this.
     """
     total = tl.sum(queries * keys, 0)
     top = tl.max(tl.where(queries > 0, keys, 0), 0)

@@ -1,0 +1,1 @@
+"""Kernels that begin while the one before ends; the one implementation is `triton`."""
