@@ -155,7 +155,7 @@ def over_pages(
 def _tile(tokens: int, sequences: int, group: int, width: int, size: int) -> _Tile:
     """The tile for queries that have `group` rows each, of numbers of `size` bytes.
 
-    For Hopper, by what its compiler says of registers and shared memory, and by what an H100 took: two or three
+    By what the compiler says of registers and shared memory, and by what an H100 and an H200 took: two or three
     programs a multiprocessor where memory is what is waited for, one where it is arithmetic. Ids of blocks are loaded
     before the keys that they lead to, so that 5 stages mean two tiles of keys on their way, and 3 mean one.
     """
