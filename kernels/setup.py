@@ -31,12 +31,14 @@ COMPILE = [
     "-Wno-psabi",
 ]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]
+AVX512_BF16 = [*AVX512, "-mavx512bf16", "-mavx512vbmi"]
 VARIANTS: dict[str, list[str]] = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     VARIANTS |= {
         "avx2": ["-mavx2", "-mfma"],
         "avx512": AVX512,
-        "avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vbmi"],
+        "avx512_bf16": AVX512_BF16,
+        "amx_bf16": [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"],
     }
 
 

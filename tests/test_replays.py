@@ -21,7 +21,7 @@ from bestiary.testing.fixture import Answer, Fixture
 pytest.importorskip("transformers")
 
 #: Where matrices of bfloat16 are kernels of ours, a step is recorded; elsewhere it must run as well, unrecorded.
-RECORDS = kernels.status().backend == "avx512_bf16"
+RECORDS = kernels.status().backend in ("avx512_bf16", "amx_bf16")
 #: By the name of the case. With a window prompts reach it, and answers go on beyond it.
 CASES = {
     "BartForConditionalGeneration": "large",

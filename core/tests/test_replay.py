@@ -13,7 +13,7 @@ from bestiary.testing.recipe import randomise
 from bestiary.testing.tiny import tiny_checkpoint
 
 #: Where matrices of bfloat16 are kernels of ours, a step is recorded; elsewhere it must run as well, unrecorded.
-RECORDS = kernels.status().backend == "avx512_bf16"
+RECORDS = kernels.status().backend in ("avx512_bf16", "amx_bf16")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["own head", "tied head"])

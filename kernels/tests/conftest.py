@@ -22,12 +22,12 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture
-def squeezes_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Weights are squeezed however small they are, and read so."""
+@pytest.fixture(params=[variant for variant in ("avx512_bf16", "amx_bf16") if variant in NATIVE])
+def squeezes_all(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Weights are squeezed however small they are, and read so, by all kernels that can."""
     monkeypatch.setattr(squeezed, "_LEAST", 0)
     monkeypatch.delenv(squeezed.VARIABLE, raising=False)
-    with library.using("avx512_bf16"):
+    with library.using(request.param):
         yield
 
 

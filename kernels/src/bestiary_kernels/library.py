@@ -36,7 +36,7 @@ __all__ = [
 
 VARIABLE = "BESTIARY_KERNELS"
 # Ordered by what they ask of the machine: the index is the level that `bestiary_cpu_level` must reach.
-VARIANTS = ("portable", "avx2", "avx512", "avx512_bf16")
+VARIANTS = ("portable", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 CHOICES = ("auto", "reference", *VARIANTS)
 IS_BF16 = {torch.bfloat16: 1, torch.float32: 0}
 

@@ -39,7 +39,7 @@ struct Squeezed {
     static constexpr int AHEAD_BYTES = squeezed::BYTES;
     static constexpr bool ALWAYS_AHEAD = false;
     typedef Wide Few;
-    static constexpr int64_t FEW_ROWS = 2 * TOGETHER_ROWS, MOST_STEPS = 2 * squeezed::TILE;
+    static constexpr int64_t FEW_ROWS = USES_FEW ? 2 * TOGETHER_ROWS : MOST_ROWS, MOST_STEPS = 2 * squeezed::TILE;
     struct alignas(64) Room {
         char weights[MOST_STEPS * Wide::BYTES];
     };

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../simd.hpp"
+#include "tiles.hpp"
 
 namespace {
 
@@ -16,6 +17,13 @@ constexpr int COLUMNS = 64;
 constexpr int VECTORS = COLUMNS / W;
 // Rows that the registers hold beside a block's weights, and rows that one call takes.
 constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
+#if defined(__AMX_BF16__)
+constexpr int GROUP_ROWS = tiles::ROWS;
+constexpr bool USES_FEW = false;
+#else
+constexpr int GROUP_ROWS = TOGETHER_ROWS;
+constexpr bool USES_FEW = true;  // what a source has for few rows alone
+#endif
 typedef Floats Sums[VECTORS];
 
 // Steps of a block that are near while one group of rows after the other reads them, and what shall come meanwhile.
@@ -41,7 +49,10 @@ inline void multiply_block(Near near, const bf16* x, int64_t x_stride, int64_t s
     for (int64_t step = 0; step < steps; ++step) {
 #pragma GCC unroll 4
         for (int line = 0; line < ahead_bytes; line += 64)
-            __builtin_prefetch(near.ahead + step * ahead_bytes + line, 0, once ? 0 : 3);
+            if (once)
+                ask_once(near.ahead + step * ahead_bytes + line);
+            else
+                __builtin_prefetch(near.ahead + step * ahead_bytes + line);
         __m512bh w[VECTORS];
         Take::take(near.weights + step * Take::BYTES, w);
 #pragma GCC unroll 8
@@ -70,14 +81,25 @@ inline void multiply_group(int64_t rows, Near near, const bf16* x, int64_t x_str
 template <class Source>
 inline void multiply_groups(const Source& source, int64_t block, const bf16* x, int64_t x_stride, int64_t rows,
                             int64_t from, int64_t to, Sums* sums) {
-    const int64_t groups = (rows + TOGETHER_ROWS - 1) / TOGETHER_ROWS, most = Source::near_steps(rows);
+    const int64_t groups = (rows + GROUP_ROWS - 1) / GROUP_ROWS, most = Source::near_steps(rows);
     typename Source::Room room;
+#if defined(__AMX_BF16__)
+    tiles::Shapes shapes;
+#endif
     for (int64_t begin = from, end; begin < to; begin = end) {
         end = smaller(to, begin + most);
-        const Near near = source.bring(block, begin, end, groups == 1, room);
+        const Near near = source.bring(block, begin, end, USES_FEW && groups == 1, room);
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
             const bf16* const at = x + first * x_stride + 2 * begin;
+#if defined(__AMX_BF16__)
+            const auto ahead = [&](int64_t step) {
+                if (Source::ALWAYS_AHEAD && group == 0)
+                    for (int line = 0; line < Source::AHEAD_BYTES; line += 64)
+                        ask_once(near.ahead + step * Source::AHEAD_BYTES + line);
+            };
+            tiles::multiply(shapes, near.weights, at, x_stride, some, end - begin, sums + first, ahead);
+#else
             if (groups == 1)
                 multiply_group<typename Source::Few, Source::AHEAD_BYTES, true>(some, near, at, x_stride, end - begin,
                                                                                 sums + first);
@@ -85,6 +107,7 @@ inline void multiply_groups(const Source& source, int64_t block, const bf16* x, 
                 multiply_group<Wide, Source::AHEAD_BYTES>(some, near, at, x_stride, end - begin, sums + first);
             else
                 multiply_group<Wide, 0>(some, near, at, x_stride, end - begin, sums + first);
+#endif
         }
     }
 }

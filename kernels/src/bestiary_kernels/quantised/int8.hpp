@@ -71,11 +71,11 @@ struct Int8 {
     typedef Codes8 Few;
     static constexpr int AHEAD_BYTES = Codes8::BYTES;
     static constexpr bool ALWAYS_AHEAD = false;
-    static constexpr int64_t MOST_STEPS = 64;
+    static constexpr int64_t MOST_STEPS = USES_FEW ? 64 : 32;
     struct alignas(64) Room {
         char weights[MOST_STEPS * Wide::BYTES];
     };
-    static int64_t near_steps(int64_t rows) { return rows <= TOGETHER_ROWS ? INT64_MAX / 2 : MOST_STEPS; }
+    static int64_t near_steps(int64_t rows) { return USES_FEW && rows <= TOGETHER_ROWS ? INT64_MAX / 2 : MOST_STEPS; }
     Floats settled(const Sums& sums, int vector, int64_t column) const {
         return Codes8::in_order(sums, vector) * load((const float*)call.scales + column);
     }
