@@ -222,6 +222,10 @@ template <class T> struct Attention {
             Ahead<T>(space.chunks[0].k, W, call.width).keep_up_with(0, int(W * call.width));
         }
         begin_tile(item, space);
+#if defined(__AMX_BF16__)
+        tiles::Shapes shapes;
+        if (Pairs<T>::known && item.rows > FEW_ROWS) shapes.set(tiles::ROWS, space.units % tiles::STEPS);
+#endif
         int turn = 0;
         for (int64_t begin = item.begin; begin < item.end; begin += CHUNK, turn ^= 1) {
             Rows& next = space.chunks[turn ^ 1];

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../dot.hpp"
+#include "../tiles.hpp"
 
 namespace {
 
@@ -238,5 +239,21 @@ void score_tile(int rows, const float* q, int64_t q_stride, const Floats* turned
         scores += taken * CHUNK;
     }
 }
+
+#if defined(__AMX_BF16__)
+// The same on tiles, as many rows as they hold: those that are none get scores that nobody reads.
+template <>
+inline void score_tile<bf16>(int rows, const float* q, int64_t q_stride, const Floats* turned, int64_t units,
+                             float scale, float* scores) {
+    for (int row = 0; row < rows; row += tiles::ROWS) {
+        float* const to = scores + row * CHUNK;
+        tiles::multiply<2>({(const char*)(q + row * q_stride), q_stride * int64_t(sizeof(float)), (const char*)turned,
+                            2 * sizeof(Floats), (char*)to, CHUNK * sizeof(float)},
+                           units, true, [](int64_t) {});
+        for (int r = 0; r < tiles::ROWS; ++r)
+            for (int c = 0; c < 2; ++c) store(to + r * CHUNK + c * W, load(to + r * CHUNK + c * W) * scale);
+    }
+}
+#endif
 
 }  // namespace

@@ -105,7 +105,7 @@ void weigh_tile(int rows, const float* weights, const T* const* v_rows, Ahead<T>
 
 // Rows meet the values of two keys at once, where the machine multiplies pairs: weights are rounded to bfloat16 first, as
 // torch and FlashAttention do it. For many rows the pairs are joined once, for few as they are met: a row comes out the
-// same to the bit, whatever its company.
+// same to the bit, whatever its company, unless many are met on tiles.
 template <class T> struct Pairs {
     static constexpr bool known = false;
     static void round(float*) {}
@@ -204,6 +204,25 @@ template <> struct Pairs<bf16> {
     }
     // sums[row][padded] += weights[row][token] * v_rows[token][width], of rounded weights; `memory` holds CHUNK / 2 rows
     // of values.
+#if defined(__AMX_BF16__)
+    // Tokens that are none weigh nothing, and rows that are none are written beside the others.
+    static void weigh(int rows, float* weights, const bf16* const* v_rows, int, float* sums, int64_t width,
+                      int64_t padded, float* memory) {
+        join_all(v_rows, CHUNK, width, padded, memory);
+        const int64_t bytes = padded * int64_t(sizeof(float));
+        for (int row = 0; row < rows; row += tiles::ROWS) {
+            const auto over = [&](auto columns, int64_t d) {
+                tiles::multiply<decltype(columns)::rows>({(const char*)(weights + row * CHUNK), CHUNK * sizeof(float),
+                                                          (const char*)(memory + d), bytes,
+                                                          (char*)(sums + row * padded + d), bytes},
+                                                         CHUNK / 2, false, [](int64_t) {});
+            };
+            int64_t d = 0;
+            for (; d + 4 * W <= padded; d += 4 * W) over(Known<4>{}, d);
+            if (d < padded) over(Known<2>{}, d);
+        }
+    }
+#else
     static void weigh(int rows, float* weights, const bf16* const* v_rows, int tokens, float* sums, int64_t width,
                       int64_t padded, float* memory) {
         join_all(v_rows, tokens, width, padded, memory);
@@ -217,6 +236,7 @@ template <> struct Pairs<bf16> {
                 if (d < padded) block<count, 2>(weights, memory + d, pairs, sums + d, padded);
             });
     }
+#endif
 };
 #endif
 

@@ -5,8 +5,7 @@
 // number of rows, and are cut where the threads' pieces are, so that a row comes out alike in any company.
 #pragma once
 
-#include "../simd.hpp"
-#include "tiles.hpp"
+#include "../tiles.hpp"
 
 namespace {
 
@@ -98,7 +97,10 @@ inline void multiply_groups(const Source& source, int64_t block, const bf16* x, 
                     for (int line = 0; line < Source::AHEAD_BYTES; line += 64)
                         ask_once(near.ahead + step * Source::AHEAD_BYTES + line);
             };
-            tiles::multiply(shapes, near.weights, at, x_stride, some, end - begin, sums + first, ahead);
+            shapes.set(some, (end - begin) % tiles::STEPS);
+            tiles::multiply<VECTORS>({(const char*)at, x_stride * 2, near.weights, Wide::BYTES, (char*)(sums + first),
+                                      sizeof(Sums)},
+                                     end - begin, false, ahead);
 #else
             if (groups == 1)
                 multiply_group<typename Source::Few, Source::AHEAD_BYTES, true>(some, near, at, x_stride, end - begin,
