@@ -235,7 +235,9 @@ def test_the_text_is_the_same_alone_together_and_in_chunks(folder: Path, quantiz
     assert texts(PROMPTS, max_num_batched_tokens=7, max_num_seqs=3) == together
 
 
-@pytest.mark.skipif(kernels.status().backend not in ("avx512_bf16", "amx_bf16"), reason="this machine's matrices are oneDNN's")
+@pytest.mark.skipif(
+    kernels.status().backend not in ("avx512_bf16", "amx_bf16"), reason="this machine's matrices are oneDNN's"
+)
 @pytest.mark.parametrize("quantization", FORMATS)
 def test_recorded_steps_contain_the_product(folder: Path, quantization: Format) -> None:
     llm = LLM(str(folder), quantization=quantization, max_model_len=256)

@@ -2,6 +2,8 @@
 
 import gc
 import mmap
+import subprocess
+import sys
 import weakref
 
 import pytest
@@ -63,3 +65,27 @@ def test_a_system_without_large_pages_lends_small_ones(monkeypatch: pytest.Monke
     monkeypatch.setattr(memory.mmap, "mmap", Refusing)
     monkeypatch.setattr(memory, "_chunk", None)
     assert bool((lasting((1 << 20,), torch.int8).fill_(3) == 3).all())
+
+
+FAULTS = """
+import resource, sys
+from bestiary_kernels.memory import keep_freed
+import torch
+if sys.argv[1] == "kept":
+    keep_freed()
+for _ in range(3):
+    begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(48 << 20, dtype=torch.uint8)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
+print(faults)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+def test_results_that_were_freed_are_pages_that_are_there() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("kept") < 100
+    assert faults("given back") > 20 * faults("kept")

@@ -24,6 +24,7 @@ from bestiary.parallel import Mesh
 from bestiary.replay import Replays
 from bestiary.sampling.sampler import sample, top_logprobs
 from bestiary.step import StepResult, StepRow
+from bestiary_kernels.memory import keep_freed
 
 __all__ = ["Runner"]
 
@@ -81,6 +82,8 @@ class Runner:
         self.most_crossed = max((group.crossed or 0 for group in self.groups), default=0)
         encoder = self._model.encoder if self._mesh.is_first else None
         self.encoding = Encoding(encoder, _ENCODED, dtype, self.device)
+        if self.device.type == "cpu":  # what was loaded has gone its way; from here on all steps ask for the same
+            keep_freed()
         self._replays: Replays | None = None
         if self._mesh.is_alone:
             where = self.block_size, self.max_model_len, self._lanes, self.device
