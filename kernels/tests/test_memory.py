@@ -73,11 +73,12 @@ from bestiary_kernels.memory import keep_freed
 import torch
 if sys.argv[1] == "kept":
     keep_freed()
-for _ in range(3):
+fewest = 1 << 30
+for size in 8 * [48, 40, 44]:  # an aligned piece fits into its own hole only if there is room
     begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(48 << 20, dtype=torch.uint8)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun
-print(faults)
+    torch.ones(size << 20, dtype=torch.uint8)
+    fewest = min(fewest, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begun)
+print(fewest)
 """
 
 
@@ -88,4 +89,4 @@ def test_results_that_were_freed_are_pages_that_are_there() -> None:
         return int(done.stdout)
 
     assert faults("kept") < 100
-    assert faults("given back") > 20 * faults("kept")
+    assert faults("given back") > 2000
