@@ -22,9 +22,9 @@ ONE_AT_A_TIME, TOGETHER = pytest.mark.xdist_group("real one at a time"), pytest.
 NEW_TOKENS = 64
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True)
 TOPICS = (
-    "the sea", "bread", "a lighthouse", "an orchard", "two brothers", "the number seven", "an old clock", "rain in Lima",
-    "photosynthesis", "a train to Kraków", "how magnets work", "the first violin", "snow leopards", "tax law",
-    "prime numbers", "a recipe for soup",
+    "the sea", "bread", "a lighthouse", "an orchard", "two brothers", "the number seven", "an old clock",
+    "rain in Lima", "photosynthesis", "a train to Kraków", "how magnets work", "the first violin", "snow leopards",
+    "tax law", "prime numbers", "a recipe for soup",
 )  # fmt: skip
 OPENINGS = (
     "Tell me about {}.",
