@@ -58,6 +58,26 @@ struct Operands {
     int64_t sum_bytes;
 };
 
+// Adds the products of the rows at x with the columns at w; a macro, since tiles' numbers are part of instructions.
+#define MEET_ON_TILES(of_rows, of_columns)                  \
+    do {                                                    \
+        _tile_loadd(of_rows, x, of.row_bytes);              \
+        _tile_loadd(of_columns, w, of.step_bytes);          \
+        _tile_dpbf16ps(0, of_rows, of_columns);             \
+        if constexpr (tiles > 1) {                          \
+            _tile_loadd(of_columns, w + 64, of.step_bytes); \
+            _tile_dpbf16ps(1, of_rows, of_columns);         \
+        }                                                   \
+        if constexpr (tiles > 2) {                          \
+            _tile_loadd(of_columns, w + 128, of.step_bytes); \
+            _tile_dpbf16ps(2, of_rows, of_columns);         \
+        }                                                   \
+        if constexpr (tiles > 3) {                          \
+            _tile_loadd(of_columns, w + 192, of.step_bytes); \
+            _tile_dpbf16ps(3, of_rows, of_columns);         \
+        }                                                   \
+    } while (0)
+
 // sums[row][column] += rows[row] * columns over `steps` steps, for `tiles` times 16 columns, after or without a zero;
 // `ahead` asks for what comes after a step. The shapes fit.
 template <int tiles, class Ahead>
@@ -78,45 +98,19 @@ inline void multiply(const Operands& of, int64_t steps, bool from_zero, Ahead ah
     int64_t step = 0;
     for (; step + STEPS <= steps; step += STEPS, x += 64, w += STEPS * of.step_bytes) {
         for (int i = 0; i < STEPS; ++i) ahead(step + i);
-        _tile_loadd(4, x, of.row_bytes);
-        _tile_loadd(5, w, of.step_bytes);
-        _tile_dpbf16ps(0, 4, 5);
-        if constexpr (tiles > 1) {
-            _tile_loadd(5, w + 64, of.step_bytes);
-            _tile_dpbf16ps(1, 4, 5);
-        }
-        if constexpr (tiles > 2) {
-            _tile_loadd(5, w + 128, of.step_bytes);
-            _tile_dpbf16ps(2, 4, 5);
-        }
-        if constexpr (tiles > 3) {
-            _tile_loadd(5, w + 192, of.step_bytes);
-            _tile_dpbf16ps(3, 4, 5);
-        }
+        MEET_ON_TILES(4, 5);
     }
     if (step < steps) {
         for (; step < steps; ++step) ahead(step);
-        _tile_loadd(6, x, of.row_bytes);
-        _tile_loadd(7, w, of.step_bytes);
-        _tile_dpbf16ps(0, 6, 7);
-        if constexpr (tiles > 1) {
-            _tile_loadd(7, w + 64, of.step_bytes);
-            _tile_dpbf16ps(1, 6, 7);
-        }
-        if constexpr (tiles > 2) {
-            _tile_loadd(7, w + 128, of.step_bytes);
-            _tile_dpbf16ps(2, 6, 7);
-        }
-        if constexpr (tiles > 3) {
-            _tile_loadd(7, w + 192, of.step_bytes);
-            _tile_dpbf16ps(3, 6, 7);
-        }
+        MEET_ON_TILES(6, 7);
     }
     _tile_stored(0, of.sums, of.sum_bytes);
     if constexpr (tiles > 1) _tile_stored(1, of.sums + 64, of.sum_bytes);
     if constexpr (tiles > 2) _tile_stored(2, of.sums + 128, of.sum_bytes);
     if constexpr (tiles > 3) _tile_stored(3, of.sums + 192, of.sum_bytes);
 }
+
+#undef MEET_ON_TILES
 
 }  // namespace tiles
 }  // namespace
