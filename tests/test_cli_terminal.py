@@ -374,9 +374,11 @@ def test_one_stream_at_a_time(llm: LLM) -> None:
 
 # --- a real terminal ----------------------------------------------------------------------------------------------
 
-#: Makes the pseudo-terminal the one that ctrl-C comes from, as a login does.
+#: Makes the pseudo-terminal the one that ctrl-C comes from, and ctrl-C what ends things, as a login does: a shell
+#: starts what goes on behind it with ctrl-C ignored, and so would be whatever is started from there.
 CHILD = (
-    "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from bestiary.cli import main; sys.exit(main())"
+    "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "signal.signal(signal.SIGINT, signal.default_int_handler); from bestiary.cli import main; sys.exit(main())"
 )
 PATIENCE_S = 60.0
 
@@ -413,7 +415,9 @@ class Screen:
 
     def interrupt_until(self, expected: str) -> None:
         """Press ctrl-C until a text has come. Python's readline misses one that comes while it handles a key."""
+        end = time.monotonic() + PATIENCE_S
         while expected not in self.text:
+            assert time.monotonic() < end, f"ctrl-C does nothing after {self.text!r}"
             self.type("\x03")
             while expected not in self.text and select.select([self._master], [], [], 2.0)[0]:
                 assert self.read(), f"{expected!r} is not in {self.text!r}"
