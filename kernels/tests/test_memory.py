@@ -88,8 +88,8 @@ def test_results_that_were_freed_are_pages_that_are_there() -> None:
     def faults(how: str) -> int:
         # A checker of memory, which `make sanitize` loads first, would bring a malloc of its own.
         plain = {name: value for name, value in os.environ.items() if name not in ("LD_PRELOAD", "PYTHONPATH")}
-        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, env=plain)
-        return int(done.stdout)
+        command = [sys.executable, "-c", FAULTS, how]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stdout)
 
     assert faults("kept") < 100
     assert faults("given back") > 2000
