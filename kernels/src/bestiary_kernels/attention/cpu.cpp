@@ -22,8 +22,9 @@ template <class T> struct Attention {
         float *q, *scores, *sums, *values;
         Floats* turned;
         Rows chunks[2];  // this one and the next, taking turns
-        Running running[TILE];
-        KeyRange seen[TILE];  // the keys that each row sees
+        Running running;
+        KeyRange seen[TILE];         // the keys that each row sees
+        KeyRange parts[TILE / PART]; // and that any row of a part sees
     };
 
     int64_t group() const { return call.q_heads / call.kv_heads; }
@@ -34,31 +35,32 @@ template <class T> struct Attention {
         return tables.query_starts[item.sequence] + (item.first_row + row) / group();
     }
     // A row's largest score and total before it meets a key: its sink, or nothing. Biases are measured as by `add_biases`.
-    Running nothing_seen(const Item& item, int64_t row) const {
-        Running running{Floats{}, -__builtin_inff()};
-        if (!call.sinks) return running;
-        running.largest = number_of(call.sinks, head_of(item, row), call.sinks_are_bf16);
-        running.total[0] = 1.0f;
+    struct Start {
+        float largest, total;
+    };
+    Start start_of(const Item& item, int64_t row) const {
+        if (!call.sinks) return {-__builtin_inff(), 0.0f};
+        Start start{number_of(call.sinks, head_of(item, row), call.sinks_are_bf16), 1.0f};
         if (call.slopes) {
             float base[W];
             const KeyRange seen = keys_of(call, tables, item.sequence, token_of(item, row));
             Slope(call.slopes, head_of(item, row), call.slopes_are_bf16).biases(seen.end - 1, 1, base);
-            running.largest -= base[0];
+            start.largest -= base[0];
         }
-        return running;
+        return start;
     }
     bool reserve(Space& space) const {
         constexpr int64_t per = Dot<T>::per_unit;
         space.units = (call.width + per - 1) / per;
         space.padded_units = (space.units + STEP - 1) / STEP * STEP;
         space.padded = padded_sums<T>(call.value_width);
-        const int64_t turned = 2 * space.padded_units * W, q_size = TILE * space.padded_units;
-        const int64_t sums = TILE * space.padded, values = CHUNK / 2 * space.padded;
-        float* memory = (float*)scratch(size_t(turned + q_size + sums + values + TILE * CHUNK) * sizeof(float));
+        const int64_t turned = CHUNK * space.padded_units, q_size = TILE * space.padded_units;
+        const int64_t sums = TILE * space.padded, values = CHUNK * space.padded, scores = PART * CHUNK;
+        float* memory = (float*)scratch(size_t(turned + q_size + sums + values + scores) * sizeof(float));
         if (!memory) return false;
         space.turned = (Floats*)memory;
         space.scores = memory + turned;
-        space.sums = space.scores + TILE * CHUNK;
+        space.sums = space.scores + scores;
         space.values = space.sums + sums;
         space.q = space.values + values;
         return true;
@@ -83,8 +85,16 @@ template <class T> struct Attention {
                 for (int u = 0; u < 4; ++u) to[u] = Dot<T>::unit(four + u * per);
             }
             // Of a tile that is cut, whoever joins it adds the sinks.
-            space.running[row] = item.partial ? Running{Floats{}, -__builtin_inff()} : nothing_seen(item, row);
+            const Start start = item.partial ? Start{-__builtin_inff(), 0.0f} : start_of(item, row);
+            space.running.largest[row] = start.largest;
+            space.running.total[row] = Floats{};
+            space.running.total[row][0] = start.total;
             space.seen[row] = keys_of(call, tables, item.sequence, token);
+        }
+        for (int64_t first = 0; first < item.rows; first += PART) {
+            const int64_t last = smaller<int64_t>(first + PART, item.rows) - 1;
+            space.parts[first / PART] =
+                keys_of_all(call, tables, item.sequence, token_of(item, first), token_of(item, last));
         }
         memset(space.sums, 0, size_t(item.rows * space.padded) * sizeof(float));
     }
@@ -105,89 +115,112 @@ template <class T> struct Attention {
         for (int t = count; t < CHUNK; ++t) rows.k[t] = rows.k[count - 1], rows.v[t] = rows.v[count - 1];
     }
 
-    // For many rows, values become once what they are met as.
-    SEPARATE void weigh(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
-        constexpr int step = Values<T>::step;
-        const int64_t width = call.value_width, padded = space.padded;
-        if (Pairs<T>::known)
-            for (int64_t row = 0; row < item.rows; ++row) Pairs<T>::round(space.scores + row * CHUNK);
-        if (item.rows <= FEW_ROWS) {
-            // A few keys at a time, whose values lie together, or memory would see every other line of a chunk first.
-            for (int t = 0; t < count; t += W) {
-                const int some = smaller(W, count - t);
-                if (Pairs<T>::known)
-                    Pairs<T>::weigh_few(int(item.rows), space.scores + t / 2, chunk.v + t, ahead, some, space.sums,
-                                        width, padded);
-                else
-                    weigh_tile<T, true>(item.rows, space.scores + t, chunk.v + t, ahead, some, space.sums, width,
-                                        padded);
-            }
-            return;
+    // What the rows of all parts share: keys as `score_tile` reads them, and values as they are met.
+    SEPARATE void prepare(const Rows& chunk, Space& space) const {
+        for (int t = 0; t < CHUNK; t += PAIR)
+            turn_keys(chunk.k + t, call.width, space.turned + t / W * space.padded_units);
+        if (Weights<T>::are_pairs)
+            Pairs<T>::join_all(chunk.v, call.value_width, space.padded, space.values);
+        else if (!meets_values_as_they_lie(space))
+            widen_all(chunk.v, call.value_width, space.padded, space.values);
+    }
+    bool meets_values_as_they_lie(const Space& space) const {
+        return Values<T>::step == W && call.value_width == space.padded;
+    }
+
+    // The weighted values of a part's rows, which begin at `sums`.
+    SEPARATE void weigh(int rows, int count, const Rows& chunk, Space& space, float* sums) const {
+        if (Weights<T>::are_pairs)
+            return Pairs<T>::weigh(rows, space.scores, space.values, count, sums, space.padded);
+        if (meets_values_as_they_lie(space)) {
+            Ahead<T> nothing;
+            return weigh_tile<T, false>(rows, space.scores, chunk.v, nothing, count, sums, space.padded, space.padded);
         }
-        if (Pairs<T>::known)
-            return Pairs<T>::weigh(int(item.rows), space.scores, chunk.v, count, space.sums, width, padded,
-                                   space.values);
-        if (step == W && width == padded)
-            return weigh_tile<T, false>(item.rows, space.scores, chunk.v, ahead, count, space.sums, width, padded);
+        const float* wide[CHUNK];
+        for (int t = 0; t < CHUNK; ++t) wide[t] = space.values + t * space.padded;
         Ahead<float> nothing;
-        for (int begin = 0; begin < count; begin += W) {
-            const int tokens = smaller(W, count - begin);
-            const float* rows[W];
-            for (int t = 0; t < tokens; ++t) {
-                float* const to = space.values + t * padded;
-                for (int64_t d = 0; d < width; d += step) {
-                    Floats v[step / W];
-                    Values<T>::take(chunk.v[begin + t] + d, int(width - d), v);
-                    for (int i = 0; i < step / W; ++i) store(to + d + i * W, v[i]);
-                }
-                rows[t] = to;
-            }
-            weigh_tile<float, false>(item.rows, space.scores + begin, rows, nothing, tokens, space.sums, padded,
-                                     padded);
+        weigh_tile<float, false>(rows, space.scores, wide, nothing, count, sums, space.padded, space.padded);
+    }
+    // A few keys at a time, whose values lie together, or memory would see every other line of a chunk first.
+    SEPARATE void weigh_few(int rows, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
+        for (int t = 0; t < count; t += W) {
+            const int some = smaller(W, count - t);
+            if (Weights<T>::are_pairs)
+                Pairs<T>::weigh_few(rows, space.scores + t / 2, chunk.v + t, ahead, some, space.sums, call.value_width,
+                                    space.padded);
+            else
+                weigh_tile<T, true>(rows, space.scores + t, chunk.v + t, ahead, some, space.sums, call.value_width,
+                                    space.padded);
         }
     }
 
-    SEPARATE void score(const Item& item, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
-        if (item.rows <= FEW_ROWS) {
-            Ahead<T> nothing;
-            for (int t = 0; t < count; t += W)
-                for (int64_t row = 0; row < item.rows; row += R)
-                    score_few((const Floats*)(space.q + row * space.padded_units), chunk.k + t, call.width, scale,
-                              space.scores + row * CHUNK + t, row ? nothing : ahead);
-            return;
-        }
-        for (int t = 0; t < count; t += PAIR) {
-            turn_keys(chunk.k + t, call.width, space.turned);
-            score_tile<T>(item.rows, space.q, space.padded_units, space.turned, space.units, scale, space.scores + t);
-        }
+    SEPARATE void score(int rows, int count, const float* q, Space& space) const {
+        for (int t = 0; t < count; t += PAIR)
+            score_tile<T>(rows, q, space.padded_units, space.turned + t / W * space.padded_units, space.units,
+                          space.scores + t);
+    }
+    SEPARATE void score_all_few(int rows, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
+        Ahead<T> nothing;
+        for (int t = 0; t < count; t += W)
+            for (int row = 0; row < rows; row += R)
+                score_few((const Floats*)(space.q + row * space.padded_units), chunk.k + t, call.width,
+                          space.scores + row * CHUNK + t, row ? nothing : ahead);
     }
 
     // Of the biases only their differences count. Measured from the last key that the row sees they are small where
     // weights are large, and a sum keeps the digits that a long context's bias would take from it.
-    SEPARATE void add_biases(const Item& item, int64_t row, int64_t begin, int count, int64_t last,
+    SEPARATE void add_biases(const Item& item, int64_t row, int64_t begin, int count, int64_t last, float scale,
                              float* scores) const {
         const Slope slope(call.slopes, head_of(item, row), call.slopes_are_bf16);
         float biases[CHUNK], base[W];
         slope.biases(last, 1, base);
         slope.biases(begin, count, biases);
-        for (int t = 0; t < count; t += W) store(scores + t, load(scores + t) + (load(biases + t) - base[0]));
+        for (int t = 0; t < count; t += W)
+            store(scores + t, load(scores + t) * scale + (load(biases + t) - base[0]));
     }
 
+    // Does what the call asks of the scores of `rows` from `first` on before they are weights; returns what they are
+    // still to be multiplied by.
+    float set_scores(const Item& item, int64_t first, int rows, int64_t begin, int count, Space& space) const {
+        if (call.softcap == 0 && !call.slopes && scale > 0) return scale;
+        for (int64_t row = 0; row < rows; ++row) {
+            float *const scores = space.scores + row * CHUNK, left = scale;
+            const int64_t last = space.seen[first + row].end - 1;
+            if (call.softcap != 0) cap_scores(scores, count, left, float(call.softcap)), left = 1.0f;
+            if (call.slopes) add_biases(item, first + row, begin, count, last, left, scores), left = 1.0f;
+            for (int t = 0; left != 1.0f && t < CHUNK; t += W) store(scores + t, load(scores + t) * left);
+        }
+        return 1.0f;
+    }
+
+    void soften_part(const Item& item, int64_t first, int rows, int64_t begin, int count, Space& space) const {
+        const float left_to_scale = set_scores(item, first, rows, begin, count, space);
+        soften<T>(rows, space.scores, space.seen + first, begin, count, left_to_scale, space.running.largest + first,
+                  space.running.total + first, space.sums + first * space.padded, space.padded);
+    }
+
+    // Parts whose rows see none of the keys pass.
+    void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, Space& space) const {
+        const int count = int(smaller<int64_t>(CHUNK, item.end - begin));
+        prepare(chunk, space);
+        for (int64_t first = 0; first < item.rows; first += PART) {
+            const KeyRange& seen = space.parts[first / PART];
+            if (begin >= seen.end || begin + count <= seen.begin) continue;
+            const int rows = int(smaller<int64_t>(PART, item.rows - first));
+            score(rows, count, space.q + first * space.padded_units, space);
+            soften_part(item, first, rows, begin, count, space);
+            weigh(rows, count, chunk, space, space.sums + first * space.padded);
+        }
+    }
     // The next chunk comes a whole chunk ahead of its turn: its keys while keys are met, its values while values are,
     // unless those are the beginnings of its keys.
-    void meet_chunk(const Item& item, int64_t begin, const Rows& chunk, const Rows& next, int left, Space& space) const {
-        const int count = int(smaller<int64_t>(CHUNK, item.end - begin));
-        score(item, count, chunk, Ahead<T>(next.k, left, call.width), space);
-        for (int64_t row = 0; row < item.rows; ++row) {
-            const KeyRange seen{space.seen[row].begin - begin, smaller<int64_t>(space.seen[row].end - begin, count)};
-            float *const scores = space.scores + row * CHUNK, *const sums = space.sums + row * space.padded;
-            if (call.softcap != 0) cap_scores(scores, count, float(call.softcap));
-            if (call.slopes) add_biases(item, row, begin, count, space.seen[row].end - 1, scores);
-            soften(scores, int(seen.begin < 0 ? 0 : smaller<int64_t>(seen.begin, CHUNK)),
-                   int(seen.end < 0 ? 0 : seen.end), space.running[row], sums, space.padded);
-        }
+    void meet_chunk_few(const Item& item, int64_t begin, const Rows& chunk, const Rows& next, int left,
+                        Space& space) const {
+        const int count = int(smaller<int64_t>(CHUNK, item.end - begin)), rows = item.rows;
+        score_all_few(rows, count, chunk, Ahead<T>(next.k, left, call.width), space);
+        soften_part(item, 0, rows, begin, count, space);
         const int values_left = v_cache == k_cache ? 0 : left;
-        weigh(item, count, chunk, Ahead<T>(next.v, values_left, call.value_width), space);
+        weigh_few(rows, count, chunk, Ahead<T>(next.v, values_left, call.value_width), space);
     }
 
     // A row that saw no key has a total of 0, and gets zeros.
@@ -201,14 +234,14 @@ template <class T> struct Attention {
         for (int64_t row = 0; row < item.rows; ++row) {
             float* const sums = space.sums + row * space.padded;
             Values<T>::put_in_order(sums, space.padded);
-            const float total = sum_of(space.running[row].total);
+            const float total = sum_of(space.running.total[row]);
             if (!item.partial) {
                 write_row(item, row, sums, total);
                 continue;
             }
             float* const to = item.partial + row * partial_width(call);
             memcpy(to, sums, size_t(space.padded) * sizeof(float));
-            to[space.padded] = space.running[row].largest;
+            to[space.padded] = space.running.largest[row];
             to[space.padded + 1] = total;
         }
     }
@@ -224,7 +257,7 @@ template <class T> struct Attention {
         begin_tile(item, space);
 #if defined(__AMX_BF16__)
         tiles::Shapes shapes;
-        if (Pairs<T>::known && item.rows > FEW_ROWS) shapes.set(tiles::ROWS, space.units % tiles::STEPS);
+        if (Weights<T>::are_pairs && item.rows > FEW_ROWS) shapes.set(tiles::ROWS, space.units % tiles::STEPS);
 #endif
         int turn = 0;
         for (int64_t begin = item.begin; begin < item.end; begin += CHUNK, turn ^= 1) {
@@ -234,7 +267,10 @@ template <class T> struct Attention {
             const int64_t from = goes_on ? begin + CHUNK : later ? later->begin : 0;
             const int left = then ? int(smaller<int64_t>(CHUNK, then->end - from)) : 0;
             if (left > 0) find_rows(*then, from, next);
-            meet_chunk(item, begin, space.chunks[turn], next, left, space);
+            if (item.rows <= FEW_ROWS)
+                meet_chunk_few(item, begin, space.chunks[turn], next, left, space);
+            else
+                meet_chunk(item, begin, space.chunks[turn], space);
         }
         end_tile(item, space);
         return true;
@@ -255,7 +291,7 @@ template <class T> struct Attention {
                 total = total * keep[0] + other[padded + 1] * add[0];
                 largest = top;
             }
-            const Running sink = nothing_seen(first, row);
+            const Start sink = start_of(first, row);
             if (call.sinks) {
                 const float top = sink.largest > largest ? sink.largest : largest;
                 const Floats keep = exp_of(splat(largest - top));

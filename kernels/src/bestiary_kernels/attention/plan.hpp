@@ -27,11 +27,6 @@ struct Tables {
     const int32_t *block_tables, *query_starts, *context_lens;
 };
 
-// Keys from `begin` to before `end`; none when they cross.
-struct KeyRange {
-    int64_t begin, end;
-};
-
 struct Item {
     int32_t sequence, kv_head, first_row, rows;
     int32_t begin, end;   // the span of keys

@@ -1,8 +1,9 @@
 // The scores of one attention tile, in float32: its query rows against a chunk of keys.
 //
-// A tile holds up to TILE query rows (query tokens x the heads of one KV group) and meets the keys CHUNK at a time. For
-// many rows PAIR keys at a time are transposed, so that a lane is a key and a score needs no sum across lanes. A few
-// rows are not worth that: each meets the keys as they lie, four units of R rows in one vector.
+// A tile holds up to TILE query rows (query tokens x the heads of one KV group) and meets the keys CHUNK at a time, PART
+// rows after PART rows, so that the first cache holds what passes between scores and values. For many rows PAIR keys at
+// a time are transposed, so that a lane is a key and a score needs no sum across lanes. A few rows are not worth that:
+// each meets the keys as they lie, four units of R rows in one vector.
 #pragma once
 
 #include "../dot.hpp"
@@ -10,7 +11,7 @@
 
 namespace {
 
-constexpr int TILE = 64, CHUNK = 64, PAIR = 2 * W;
+constexpr int TILE = 256, PART = 16, CHUNK = 64, PAIR = 2 * W;
 constexpr int R = W / 4;         // rows of which one vector holds four units each
 constexpr int FEW_ROWS = 2 * R;  // up to so many, keys are not transposed
 // Keys that are met together, so that none waits for its own last product: 32 vector registers on AVX-512, 16 elsewhere.
@@ -169,16 +170,15 @@ inline void score_some(const Floats* q, const T* const* k_rows, int64_t width, A
         keys[i] = sums_of_fours(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
 }
 
-// scores[row][key] of R rows and W keys.
+// scores[row][key] of R rows and W keys, before any scale.
 template <class T>
-SEPARATE void score_few(const Floats* q, const T* const* k_rows, int64_t width, float scale, float* scores,
-                        Ahead<T>& to_come) {
+SEPARATE void score_few(const Floats* q, const T* const* k_rows, int64_t width, float* scores, Ahead<T>& to_come) {
     Ahead<T> ahead = to_come;
     Floats keys[R];
     for (int i = 0; i < W; i += KEYS) score_some(q, k_rows + i, width, ahead, keys + i / 4);
     to_come = ahead;
     turn_fours(keys);
-    for (int r = 0; r < R; ++r) store(scores + r * CHUNK, keys[r] * scale);
+    for (int r = 0; r < R; ++r) store(scores + r * CHUNK, keys[r]);
 }
 
 // keys_units[unit][half][lane] of PAIR keys; the lanes of absent keys hold whatever their row pointer shows.
@@ -201,8 +201,7 @@ template <class T> SEPARATE void turn_keys(const T* const* k_rows, int64_t width
 }
 
 template <class T, int rows>
-SEPARATE void score_rows(const float* q, int64_t q_stride, const Floats* turned, int64_t units, float scale,
-                         float* scores) {
+SEPARATE void score_rows(const float* q, int64_t q_stride, const Floats* turned, int64_t units, float* scores) {
     Floats sums[rows][2] = {};
     for (int64_t u = 0; u < units; ++u) {
         const Floats k0 = turned[2 * u], k1 = turned[2 * u + 1];
@@ -214,26 +213,25 @@ SEPARATE void score_rows(const float* q, int64_t q_stride, const Floats* turned,
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-        store(scores + r * CHUNK, sums[r][0] * scale);
-        store(scores + r * CHUNK + W, sums[r][1] * scale);
+        store(scores + r * CHUNK, sums[r][0]);
+        store(scores + r * CHUNK + W, sums[r][1]);
     }
 }
 
 template <class T>
-void score_tile(int rows, const float* q, int64_t q_stride, const Floats* turned, int64_t units, float scale,
-                float* scores) {
+void score_tile(int rows, const float* q, int64_t q_stride, const Floats* turned, int64_t units, float* scores) {
     for (int left = rows; left > 0;) {
         int taken = SCORE_ROWS;
         if (left >= SCORE_ROWS)
-            score_rows<T, SCORE_ROWS>(q, q_stride, turned, units, scale, scores);
+            score_rows<T, SCORE_ROWS>(q, q_stride, turned, units, scores);
         else if (left >= 4)
-            score_rows<T, 4>(q, q_stride, turned, units, scale, scores), taken = 4;
+            score_rows<T, 4>(q, q_stride, turned, units, scores), taken = 4;
         else if (left == 3)
-            score_rows<T, 3>(q, q_stride, turned, units, scale, scores), taken = 3;
+            score_rows<T, 3>(q, q_stride, turned, units, scores), taken = 3;
         else if (left == 2)
-            score_rows<T, 2>(q, q_stride, turned, units, scale, scores), taken = 2;
+            score_rows<T, 2>(q, q_stride, turned, units, scores), taken = 2;
         else
-            score_rows<T, 1>(q, q_stride, turned, units, scale, scores), taken = 1;
+            score_rows<T, 1>(q, q_stride, turned, units, scores), taken = 1;
         left -= taken;
         q += taken * q_stride;
         scores += taken * CHUNK;
@@ -244,14 +242,12 @@ void score_tile(int rows, const float* q, int64_t q_stride, const Floats* turned
 // The same on tiles, as many rows as they hold: those that are none get scores that nobody reads.
 template <>
 inline void score_tile<bf16>(int rows, const float* q, int64_t q_stride, const Floats* turned, int64_t units,
-                             float scale, float* scores) {
+                             float* scores) {
     for (int row = 0; row < rows; row += tiles::ROWS) {
         float* const to = scores + row * CHUNK;
         tiles::multiply<2>({(const char*)(q + row * q_stride), q_stride * int64_t(sizeof(float)), (const char*)turned,
                             2 * sizeof(Floats), (char*)to, CHUNK * sizeof(float)},
                            units, true, [](int64_t) {});
-        for (int r = 0; r < tiles::ROWS; ++r)
-            for (int c = 0; c < 2; ++c) store(to + r * CHUNK + c * W, load(to + r * CHUNK + c * W) * scale);
     }
 }
 #endif

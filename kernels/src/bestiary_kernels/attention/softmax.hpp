@@ -1,15 +1,50 @@
-// From scores to weights: cap, biases, hidden keys and the running softmax of one row.
+// From scores to weights: cap, biases, hidden keys and the running softmax of a tile's rows.
 #pragma once
 
 #include "scores.hpp"
 
 namespace {
 
-// A row's running softmax: the largest score so far, and per lane the sum of the weights relative to it.
+// The running softmax of a tile's rows: each one's largest score so far, and per lane the sum of weights relative to it.
 struct Running {
-    Floats total;
-    float largest;
+    alignas(64) float largest[TILE];
+    Floats total[TILE];
 };
+
+// Keys from `begin` to before `end`; none when they cross.
+struct KeyRange {
+    int64_t begin, end;
+};
+
+// How weights are written for those who meet values: as they are.
+template <class T> struct Weights {
+    static constexpr bool are_pairs = false;
+    static Floats power(Floats x) { return power_of_two(x); }
+    static void put(float* row, int t, Floats first, Floats second) {
+        store(row + t, first);
+        store(row + t + W, second);
+    }
+};
+
+#if defined(__AVX512BF16__)
+// As pairs of bfloat16, in the first half of their place: the machine multiplies those. Of eight bits that are kept a
+// shorter polynomial knows enough: our own minimax fit of 2^r on [0, 1), relative error 3e-6.
+template <> struct Weights<bf16> {
+    static constexpr bool are_pairs = true;
+    static Floats power(Floats x) {
+        const Floats r = (Floats)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+        Floats p = r * 1.3534166850e-2f + 5.2011460066e-2f;
+        p = p * r + 2.4144275486e-1f;
+        p = p * r + 6.9300383329e-1f;
+        p = p * r + 1.0000026226f;
+        return (Floats)_mm512_scalef_ps((__m512)p, (__m512)x);
+    }
+    static void put(float* row, int t, Floats first, Floats second) {
+        const __m512bh two = _mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+        store(row + t / 2, (Floats)_mm512_rol_epi32((__m512i)two, 16));
+    }
+};
+#endif
 
 // tanh; near 0, where a quotient of exponentials would lose digits, our own least-squares fit of tanh(x) / x in x^2
 // (relative error 2e-8 for |x| <= 1/2).
@@ -22,9 +57,9 @@ inline Floats tanh_of(Floats x) {
     return size > 0.5f ? (x < 0.0f ? -far : far) : near;
 }
 
-// Softly holds scores between -cap and cap.
-SEPARATE void cap_scores(float* scores, int count, float cap) {
-    const float share_of = 1.0f / cap;
+// Softly holds scaled scores between -cap and cap.
+SEPARATE void cap_scores(float* scores, int count, float scale, float cap) {
+    const float share_of = scale / cap;
     for (int t = 0; t < count; t += W) store(scores + t, cap * tanh_of(load(scores + t) * share_of));
 }
 
@@ -64,35 +99,55 @@ SEPARATE void hide(float* scores, int begin, int end) {
     }
 }
 
-// Turns a chunk of scores, of which those from `begin` to before `end` are seen, into weights and rescales what earlier
-// chunks left. A row that has seen no key keeps its largest at -inf; measuring from 0 then keeps -inf - -inf out of the
-// exponent.
-SEPARATE void soften(float* scores, int begin, int end, Running& row, float* sums, int64_t width) {
-    const float nothing = -__builtin_inff();
-    if (begin >= end) {
-        memset(scores, 0, CHUNK * sizeof(float));
-        return;
-    }
-    if (begin > 0 || end < CHUNK) hide(scores, begin, end);
-    Floats top = load(scores);
+// tops[row] = the largest score of each row's chunk, of the keys that it sees: the range, counted from the chunk's first.
+inline void find_tops(int rows, float* scores, const KeyRange* seen, int64_t first, int count, float* tops) {
+    for (int row = 0; row < rows; ++row, scores += CHUNK) {
+        const int64_t begin = seen[row].begin - first, end = smaller<int64_t>(seen[row].end - first, count);
+        if (begin > 0 || end < CHUNK)
+            hide(scores, int(smaller<int64_t>(begin < 0 ? 0 : begin, CHUNK)), int(end < 0 ? 0 : end));
+        Floats top = load(scores);
 #pragma GCC unroll 4
-    for (int t = W; t < CHUNK; t += W) top = larger(load(scores + t), top);
-    const float chunk_top = largest_of(top);
-    if (chunk_top > row.largest) {
-        const Floats shrink = exp_of(splat(row.largest - chunk_top));
-        for (int64_t d = 0; d < width; d += W) store(sums + d, load(sums + d) * shrink);
-        row.total *= shrink;
-        row.largest = chunk_top;
+        for (int t = W; t < CHUNK; t += W) top = larger(load(scores + t), top);
+        tops[row] = largest_of(top);
     }
-    const float base = row.largest == nothing ? 0.0f : row.largest;
-    Floats total = row.total;
-#pragma GCC unroll 4
-    for (int t = 0; t < CHUNK; t += W) {
-        const Floats weight = exp_of(load(scores + t) - base);
-        total += weight;
-        store(scores + t, weight);
+}
+
+// Turns a chunk of scores into weights and rescales what earlier chunks left; `scale` (above 0) is what the scores are
+// still to be multiplied by. In passes over all rows, for in one row each step waits for the one before. A row that has
+// seen no key keeps its largest at -inf; measuring from 0 then keeps -inf - -inf out of the exponent.
+template <class T>
+SEPARATE void soften(int rows, float* scores, const KeyRange* seen, int64_t first, int count, float scale,
+                     float* largest, Floats* running, float* sums, int64_t width) {
+    constexpr float log2_e = 1.44269504f, nothing = -__builtin_inff();
+    alignas(64) float tops[PART] = {}, bases[PART], shrinks[PART];
+    find_tops(rows, scores, seen, first, count, tops);
+    for (int row = 0; row < rows; row += W) {
+        const Floats before = load(largest + row), now = larger(load(tops + row) * scale, before);
+        const Floats base = (now == nothing ? 0.0f : now) * log2_e;
+        store(largest + row, now);
+        store(bases + row, base);
+        store(shrinks + row, power_of_two(before * log2_e - base));
+        store(tops + row, now > before ? splat(1.0f) : Floats{});
     }
-    row.total = total;
+    for (int row = 0; row < rows; ++row) {
+        if (tops[row] == 0.0f) continue;
+        for (int64_t d = row * width; d < (row + 1) * width; d += W) store(sums + d, load(sums + d) * shrinks[row]);
+        running[row] *= shrinks[row];
+    }
+    const float factor = scale * log2_e;
+    for (int row = 0; row < rows; ++row) {
+        float* const of_row = scores + row * CHUNK;
+        Floats total = running[row];
+#pragma GCC unroll 2
+        for (int t = 0; t < CHUNK; t += 2 * W) {
+            const Floats first_weights = Weights<T>::power(load(of_row + t) * factor - bases[row]);
+            const Floats second_weights = Weights<T>::power(load(of_row + t + W) * factor - bases[row]);
+            total += first_weights;
+            total += second_weights;
+            Weights<T>::put(of_row, t, first_weights, second_weights);
+        }
+        running[row] = total;
+    }
 }
 
 }  // namespace

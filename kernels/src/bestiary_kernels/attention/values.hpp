@@ -47,6 +47,17 @@ template <class T> int64_t padded_sums(int64_t width) {
     return (width + Values<T>::step - 1) / Values<T>::step * Values<T>::step;
 }
 
+// to[token][padded] of a chunk, as floats.
+template <class T> void widen_all(const T* const* v_rows, int64_t width, int64_t padded, float* to) {
+    constexpr int step = Values<T>::step;
+    for (int t = 0; t < CHUNK; ++t)
+        for (int64_t d = 0; d < padded; d += step, to += step) {
+            Floats v[step / W];
+            Values<T>::take(v_rows[t] + d, int(smaller<int64_t>(width - d, step)), v);
+            for (int i = 0; i < step / W; ++i) store(to + i * W, v[i]);
+        }
+}
+
 // One block of sums, whose values have n numbers left.
 template <class T, int rows, int vectors, bool asks>
 void weigh_block(const float* weights, const T* const* v_rows, Ahead<T>& to_come, int64_t d, int n, int tokens,
@@ -107,15 +118,13 @@ void weigh_tile(int rows, const float* weights, const T* const* v_rows, Ahead<T>
 // torch and FlashAttention do it. For many rows the pairs are joined once, for few as they are met: a row comes out the
 // same to the bit, whatever its company, unless many are met on tiles.
 template <class T> struct Pairs {
-    static constexpr bool known = false;
-    static void round(float*) {}
     static void weigh_few(int, const float*, const T* const*, Ahead<T>&, int, float*, int64_t, int64_t) {}
-    static void weigh(int, float*, const T* const*, int, float*, int64_t, int64_t, float*) {}
+    static void join_all(const T* const*, int64_t, int64_t, float*) {}
+    static void weigh(int, float*, const float*, int, float*, int64_t) {}
 };
 
 #if defined(__AVX512BF16__)
 template <> struct Pairs<bf16> {
-    static constexpr bool known = true;
     static constexpr int rows_held = 6;  // with four vectors of sums each and what they meet: 29 registers
 
     // Number by number the values of two keys, the first one's above, in the order of `Values`: a step of them.
@@ -124,23 +133,16 @@ template <> struct Pairs<bf16> {
         to[0] = (Floats)((b & 0xffffu) | (a << 16));
         to[1] = (Floats)((b >> 16) | (a & 0xffff0000u));
     }
-    // to[pair][padded]
-    static void join_all(const bf16* const* v_rows, int tokens, int64_t width, int64_t padded, float* to) {
+    // to[pair][padded] of a chunk.
+    static void join_all(const bf16* const* v_rows, int64_t width, int64_t padded, float* to) {
         constexpr int step = Values<bf16>::step;
-        for (int t = 0; t < tokens; t += 2)
+        for (int t = 0; t < CHUNK; t += 2)
             for (int64_t d = 0; d < padded; d += step, to += step) {
                 Floats both[2];
                 join(v_rows[t] + d, v_rows[t + 1] + d, int(smaller<int64_t>(width - d, step)), both);
                 store(to, both[0]);
                 store(to + W, both[1]);
             }
-    }
-    // A row's weights become pairs of bfloat16, in the first half of their place.
-    static void round(float* weights) {
-        for (int t = 0; t < CHUNK; t += 2 * W) {
-            const __m512bh two = _mm512_cvtne2ps_pbh((__m512)load(weights + t + W), (__m512)load(weights + t));
-            store(weights + t / 2, (Floats)_mm512_rol_epi32((__m512i)two, 16));
-        }
     }
     template <int rows, int vectors>
     static void block(const float* weights, const float* values, int pairs, float* sums, int64_t padded) {
@@ -202,18 +204,15 @@ template <> struct Pairs<bf16> {
                     block_few<count, 2, false>(weights, v_rows, *asking, d, int(width - d), tokens, sums + d, padded);
             });
     }
-    // sums[row][padded] += weights[row][token] * v_rows[token][width], of rounded weights; `memory` holds CHUNK / 2 rows
-    // of values.
+    // sums[row][padded] += weights[row][token] * values[token][padded], of rounded weights and joined values.
 #if defined(__AMX_BF16__)
     // Tokens that are none weigh nothing, and rows that are none are written beside the others.
-    static void weigh(int rows, float* weights, const bf16* const* v_rows, int, float* sums, int64_t width,
-                      int64_t padded, float* memory) {
-        join_all(v_rows, CHUNK, width, padded, memory);
+    static void weigh(int rows, float* weights, const float* values, int, float* sums, int64_t padded) {
         const int64_t bytes = padded * int64_t(sizeof(float));
         for (int row = 0; row < rows; row += tiles::ROWS) {
             const auto over = [&](auto columns, int64_t d) {
                 tiles::multiply<decltype(columns)::rows>({(const char*)(weights + row * CHUNK), CHUNK * sizeof(float),
-                                                          (const char*)(memory + d), bytes,
+                                                          (const char*)(values + d), bytes,
                                                           (char*)(sums + row * padded + d), bytes},
                                                          CHUNK / 2, false, [](int64_t) {});
             };
@@ -223,17 +222,14 @@ template <> struct Pairs<bf16> {
         }
     }
 #else
-    static void weigh(int rows, float* weights, const bf16* const* v_rows, int tokens, float* sums, int64_t width,
-                      int64_t padded, float* memory) {
-        join_all(v_rows, tokens, width, padded, memory);
+    static void weigh(int rows, float* weights, const float* values, int tokens, float* sums, int64_t padded) {
         const int pairs = (tokens + 1) / 2;
         for (; rows > 0; rows -= rows_held, weights += rows_held * CHUNK, sums += rows_held * padded)
             with_known(smaller(rows, rows_held), [&](auto known) {
                 constexpr int count = decltype(known)::rows;
                 int64_t d = 0;
-                for (; d + 4 * W <= padded; d += 4 * W)
-                    block<count, 4>(weights, memory + d, pairs, sums + d, padded);
-                if (d < padded) block<count, 2>(weights, memory + d, pairs, sums + d, padded);
+                for (; d + 4 * W <= padded; d += 4 * W) block<count, 4>(weights, values + d, pairs, sums + d, padded);
+                if (d < padded) block<count, 2>(weights, values + d, pairs, sums + d, padded);
             });
     }
 #endif

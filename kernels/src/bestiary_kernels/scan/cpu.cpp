@@ -14,32 +14,6 @@ template <class T> struct ScanInputs {
     const float *a, *d;
 };
 
-// 2^x = 2^n 2^r with n = round(x); the polynomial is our own least-squares fit of 2^r on |r| <= 1/2 (relative error
-// 2e-9). Zero where the true value is below the smallest normal number, or a number as small; NaN stays.
-inline Floats power_of_two(Floats x) {
-#if defined(__AVX512F__)
-    x = (Floats)_mm512_max_ps((__m512)splat(-200.0f), (__m512)x);  // of a NaN and a number the second
-    const Floats n = (Floats)_mm512_roundscale_ps((__m512)x, 0);
-#else
-    const float rounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low bits
-    x = x < -127.0f ? splat(-127.0f) : x;
-    x = x > 128.0f ? splat(128.0f) : x;
-    const Floats shifted = x + rounder, n = shifted - rounder;
-#endif
-    const Floats r = x - n;
-    Floats p = r * 1.537070482e-4f + 1.339984829e-3f;
-    p = p * r + 9.618373251e-3f;
-    p = p * r + 5.550329035e-2f;
-    p = p * r + 2.402264846e-1f;
-    p = p * r + 6.931472056e-1f;
-    p = p * r + 1.0f;
-#if defined(__AVX512F__)
-    return (Floats)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-    return p * (Floats)(((Words)shifted << 23) + 0x3f800000u);
-#endif
-}
-
 // log(1 + e^x) = max(x, 0) + log(1 + u) with u = e^-|x|, and log(1 + u) = 2 artanh(s), s = u / (2 + u) <= 1/3. The
 // polynomial is our own least-squares fit of 2 artanh(s) / s over s^2 (relative error 1e-10).
 inline Floats softplus(Floats x) {
