@@ -33,6 +33,20 @@ def test_every_row_count_agrees_with_the_product(
         assert_rounds_to(layer(x), product(x, weight, bias), floor=1e-4)
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs"), [(65, 40, 32), (100, 200, 64), (70, 4160, 160), (530, 130, 4160), (1100, 65, 96)]
+)
+def test_many_rows_of_every_cut_agree_with_the_product(
+    variant: str, rows: int, outputs: int, inputs: int, with_bias: bool
+) -> None:
+    weight = torch.randn(outputs, inputs).bfloat16()
+    bias = torch.randn(outputs).bfloat16() if with_bias else None
+    layer = PackedLinear(weight, bias)
+    x = torch.randn(rows, inputs + 6).bfloat16()[:, 3:-3]
+    assert_rounds_to(layer(x), product(x, weight, bias), floor=1e-3)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_cut_of_a_block_between_threads_loses_nothing(variant: str, threads: int) -> None:
     weight, before = torch.randn(200, 1000).bfloat16(), torch.get_num_threads()

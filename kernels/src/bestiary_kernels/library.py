@@ -58,6 +58,8 @@ SIGNATURES: dict[str, list[Any]] = {
     "embedding": [*[_POINTER] * 3, *[_SIZE] * 3],
     "linear_packed": [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE],
     "linear_squeezed": [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE],
+    "linear_packed_many": [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE],
+    "linear_squeezed_many": [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE],
     "linear_rows": [_POINTER, _POINTER, _POINTER, _SIZE, _SIZE],
     "embedding_packed": [_POINTER, _POINTER, _POINTER, _SIZE],
     "embedding_squeezed": [_POINTER, _POINTER, _POINTER, _SIZE],

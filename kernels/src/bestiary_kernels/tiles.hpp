@@ -12,6 +12,8 @@ namespace {
 namespace tiles {
 
 constexpr int ROWS = 16, STEPS = 16;
+// The rows and the columns that `multiply_square` meets at a time.
+constexpr int SQUARE = 2 * ROWS;
 
 // Tile 0 to 3: sums; 4: sixteen pairs of each row, 5: sixteen steps of sixteen columns; 6 and 7: of steps that are left.
 // Their numbers stand in the code since they become part of the instructions.
@@ -111,6 +113,40 @@ inline void multiply(const Operands& of, int64_t steps, bool from_zero, Ahead ah
 }
 
 #undef MEET_ON_TILES
+
+// sums[32][32] (+)= rows[32] * columns[32] over whole tiles of steps: each tile that is loaded meets two. The shapes are
+// those of whole tiles.
+inline void multiply_square(const Operands& of, int64_t steps, bool from_zero) {
+    const char *x = of.rows, *w = of.columns;
+    char* const lower = of.sums + ROWS * of.sum_bytes;
+    is_written(of.sums), is_written(x), is_written(w);
+    if (from_zero) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    } else {
+        _tile_loadd(0, of.sums, of.sum_bytes);
+        _tile_loadd(1, of.sums + 64, of.sum_bytes);
+        _tile_loadd(2, lower, of.sum_bytes);
+        _tile_loadd(3, lower + 64, of.sum_bytes);
+    }
+    for (int64_t step = 0; step < steps; step += STEPS, x += 64, w += STEPS * of.step_bytes) {
+        _tile_loadd(4, x, of.row_bytes);
+        _tile_loadd(5, w, of.step_bytes);
+        _tile_dpbf16ps(0, 4, 5);
+        _tile_loadd(7, w + 64, of.step_bytes);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(6, x + ROWS * of.row_bytes, of.row_bytes);
+        _tile_dpbf16ps(2, 6, 5);
+        _tile_dpbf16ps(3, 6, 7);
+    }
+    _tile_stored(0, of.sums, of.sum_bytes);
+    _tile_stored(1, of.sums + 64, of.sum_bytes);
+    _tile_stored(2, lower, of.sum_bytes);
+    _tile_stored(3, lower + 64, of.sum_bytes);
+    is_written(of.sums);
+}
 
 }  // namespace tiles
 }  // namespace

@@ -1,8 +1,9 @@
 """A weight packed once at load, its product with a few rows or many, and its rows. Shapes: T rows, N outputs, K inputs.
 
-Products of many rows are oneDNN's. For a few rows its call costs more than the memory it reads takes, so that our own
-kernel reads oneDNN's packed weight, where the layout is the one that we know. The layout is oneDNN's private matter:
-each weight is compared with its source when it is packed, and a mismatch leaves everything to oneDNN.
+Products of many rows are oneDNN's, but where the machine has AMX and our own are faster. For a few rows its call costs
+more than the memory it reads takes, so that our own kernel reads oneDNN's packed weight, where the layout is the one
+that we know. The layout is oneDNN's private matter: each weight is compared with its source when it is packed, and a
+mismatch leaves everything to oneDNN.
 
 A weight of which we know the layout is then squeezed into twelve bits, where that is worth it: our kernel reads it so,
 and for oneDNN it is made wide in a room that all weights of its shape share.
@@ -31,6 +32,8 @@ MOST_ROWS = 64
 # Of a squeezed weight: above it what making it wide costs is little beside the product.
 _MOST_ROWS_SQUEEZED = 256
 _MOST_ROWS_F32 = 6
+# Inputs of which our product of many rows takes a multiple; it needs AMX.
+_TILE_INPUTS = 32
 _SAMPLED_ROWS = 128
 #: Bytes of a weight that may stand in memory twice.
 _MOST_COPIED = 1 << 20
@@ -138,9 +141,16 @@ class PackedLinear:
             return None
         if self.form == "rows" and rows <= _MOST_ROWS_F32 and self.dtype is torch.float32:
             return kernels.linear_rows
-        if self._squeezed is not None:
-            return kernels.linear_squeezed if rows <= _MOST_ROWS_SQUEEZED else None
-        return kernels.linear_packed if self.form in ("packed", "both") and rows <= MOST_ROWS else None
+        if self.form not in ("packed", "both", "squeezed"):
+            return None
+        squeezed = self._squeezed is not None
+        if rows > MOST_ROWS and self.inputs % _TILE_INPUTS == 0:
+            many = kernels.linear_squeezed_many if squeezed else kernels.linear_packed_many
+            if many is not None:
+                return many
+        if rows > (_MOST_ROWS_SQUEEZED if squeezed else MOST_ROWS):
+            return None
+        return kernels.linear_squeezed if squeezed else kernels.linear_packed
 
     def _traced(self, x_TK: Tensor) -> Tensor:
         """The product as an operation of a graph, or where only shapes are asked for, memory of its shape."""

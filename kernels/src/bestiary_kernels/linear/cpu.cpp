@@ -4,8 +4,8 @@
 // over K/2 reads 256 consecutive bytes, so each thread walks memory in one straight line.
 // The same in twelve bits: squeezed.hpp, from which the near steps are made wide before they are met.
 // float32: rows [N][K] as they are.
+#include "many.hpp"
 #include "squeezed.hpp"
-#include "walk.hpp"
 
 namespace {
 
@@ -22,10 +22,10 @@ struct Packed {
     static constexpr int AHEAD_BYTES = Wide::BYTES;
     static constexpr bool ALWAYS_AHEAD = true;
     typedef Wide Few;
-    struct Room {};
+    static constexpr int64_t ROOM_STEPS = 1;  // none is used
     static int64_t near_steps(int64_t) { return 512; }
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
-    Near bring(int64_t block, int64_t first, int64_t, bool, Room&) const {
+    Near bring(int64_t block, int64_t first, int64_t, bool, char*) const {
         const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Wide::BYTES;
         return {at, at + 4096};
     }
@@ -39,18 +39,15 @@ struct Squeezed {
     static constexpr int AHEAD_BYTES = squeezed::BYTES;
     static constexpr bool ALWAYS_AHEAD = false;
     typedef Wide Few;
-    static constexpr int64_t FEW_ROWS = USES_FEW ? 2 * TOGETHER_ROWS : MOST_ROWS, MOST_STEPS = 2 * squeezed::TILE;
-    struct alignas(64) Room {
-        char weights[MOST_STEPS * Wide::BYTES];
-    };
-    static int64_t near_steps(int64_t rows) { return rows <= FEW_ROWS ? squeezed::TILE : MOST_STEPS; }
+    static constexpr int64_t FEW_ROWS = USES_FEW ? 2 * TOGETHER_ROWS : MOST_ROWS, ROOM_STEPS = 2 * squeezed::TILE;
+    static int64_t near_steps(int64_t rows) { return rows <= FEW_ROWS ? squeezed::TILE : ROOM_STEPS; }
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
-    Near bring(int64_t block, int64_t first, int64_t end, bool, Room& room) const {
+    Near bring(int64_t block, int64_t first, int64_t end, bool, char* room) const {
         for (int64_t step = first, next; step < end; step = next) {
             next = smaller(end, (step / squeezed::TILE + 1) * squeezed::TILE);
-            squeezed::widen(call, tables, block, step, next, room.weights + (step - first) * Wide::BYTES);
+            squeezed::widen(call, tables, block, step, next, room + (step - first) * Wide::BYTES);
         }
-        return {room.weights, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
+        return {room, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
     }
 };
 
@@ -110,6 +107,19 @@ EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64
 // The same of a squeezed weight, to the bit, and of any number of rows: in passes of nearly equal size.
 EXPORT(int, linear_squeezed)(const SqueezedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
     return multiply_any_rows(Squeezed{*call}, (const bf16*)x, x_stride, (bf16*)y, rows);
+}
+
+#endif
+
+#if defined(__AMX_BF16__)
+
+// The same two of many rows.
+EXPORT(int, linear_packed_many)(const PackedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
+    return multiply_many(Packed{*call}, x, y, rows, x_stride);
+}
+
+EXPORT(int, linear_squeezed_many)(const SqueezedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
+    return multiply_many(Squeezed{*call}, x, y, rows, x_stride);
 }
 
 #endif

@@ -81,7 +81,7 @@ template <class Source>
 inline void multiply_groups(const Source& source, int64_t block, const bf16* x, int64_t x_stride, int64_t rows,
                             int64_t from, int64_t to, Sums* sums) {
     const int64_t groups = (rows + GROUP_ROWS - 1) / GROUP_ROWS, most = Source::near_steps(rows);
-    typename Source::Room room;
+    alignas(64) char room[Source::ROOM_STEPS * Wide::BYTES];
 #if defined(__AMX_BF16__)
     tiles::Shapes shapes;
 #endif

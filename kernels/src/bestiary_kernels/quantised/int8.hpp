@@ -71,15 +71,12 @@ struct Int8 {
     typedef Codes8 Few;
     static constexpr int AHEAD_BYTES = Codes8::BYTES;
     static constexpr bool ALWAYS_AHEAD = false;
-    static constexpr int64_t MOST_STEPS = USES_FEW ? 64 : 32;
-    struct alignas(64) Room {
-        char weights[MOST_STEPS * Wide::BYTES];
-    };
-    static int64_t near_steps(int64_t rows) { return USES_FEW && rows <= TOGETHER_ROWS ? INT64_MAX / 2 : MOST_STEPS; }
+    static constexpr int64_t ROOM_STEPS = USES_FEW ? 64 : 32;
+    static int64_t near_steps(int64_t rows) { return USES_FEW && rows <= TOGETHER_ROWS ? INT64_MAX / 2 : ROOM_STEPS; }
     Floats settled(const Sums& sums, int vector, int64_t column) const {
         return Codes8::in_order(sums, vector) * load((const float*)call.scales + column);
     }
-    Near bring(int64_t block, int64_t first, int64_t end, bool few, Room& room) const {
+    Near bring(int64_t block, int64_t first, int64_t end, bool few, char* room) const {
         const char* at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Codes8::BYTES;
         if (few) return {at, at + AHEAD};
         for (int64_t step = first; step < end; ++step, at += Codes8::BYTES) {
@@ -87,9 +84,9 @@ struct Int8 {
             __m512bh w[VECTORS];
             Codes8::take(at, w);
             for (int c = 0; c < VECTORS; ++c)
-                _mm512_store_si512(room.weights + (step - first) * Wide::BYTES + c * 64, (__m512i)w[c]);
+                _mm512_store_si512(room + (step - first) * Wide::BYTES + c * 64, (__m512i)w[c]);
         }
-        return {room.weights, at};
+        return {room, at};
     }
 };
 
