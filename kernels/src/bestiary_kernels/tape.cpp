@@ -68,6 +68,10 @@ inline int run(const Recorded& entry) {
         case 25: return call(VARIANT_NAME(VARIANT, moe_squeezed), entry.arguments);
         case 26: return call(VARIANT_NAME(VARIANT, experts_squeezed), entry.arguments);
 #endif
+#if defined(__AMX_BF16__)
+        case 27: return call(VARIANT_NAME(VARIANT, linear_packed_many), entry.arguments);
+        case 28: return call(VARIANT_NAME(VARIANT, linear_squeezed_many), entry.arguments);
+#endif
     }
     return BAD_ROW;
 }

@@ -51,6 +51,8 @@ _OPERATIONS = (
     "greedy",
     "moe_squeezed",
     "experts_squeezed",
+    "linear_packed_many",
+    "linear_squeezed_many",
 )
 #: Torch operations that only look at memory in another shape.
 _VIEWS = ("view", "split_with_sizes", "slice", "select", "unsqueeze", "alias", "detach", "t")

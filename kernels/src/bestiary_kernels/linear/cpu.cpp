@@ -4,8 +4,8 @@
 // over K/2 reads 256 consecutive bytes, so each thread walks memory in one straight line.
 // The same in twelve bits: squeezed.hpp, from which the near steps are made wide before they are met.
 // float32: rows [N][K] as they are.
+#include "direct.hpp"
 #include "many.hpp"
-#include "squeezed.hpp"
 
 namespace {
 
@@ -24,6 +24,7 @@ struct Packed {
     typedef Wide Few;
     static constexpr int64_t ROOM_STEPS = 1;  // none is used
     static int64_t near_steps(int64_t) { return 512; }
+    static constexpr bool HAS_ONE = false;  // a way of its own for one row
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
     Near bring(int64_t block, int64_t first, int64_t, bool, char*) const {
         const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Wide::BYTES;
@@ -49,6 +50,12 @@ struct Squeezed {
         }
         return {room, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
     }
+#if defined(__AMX_BF16__)
+    static constexpr bool HAS_ONE = true;
+    void multiply_one(int64_t block, const bf16* x, int64_t from, int64_t to, Sums& sums) const {
+        squeezed::multiply_one(call, tables, block, x, from, to, sums);
+    }
+#endif
 };
 
 #endif

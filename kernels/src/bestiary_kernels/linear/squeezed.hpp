@@ -43,8 +43,8 @@ struct Tables {
     }
 };
 
-// to[128] gets a step's weights as they lie in a packed weight.
-inline void widen_step(const char* at, const Tables& tables, char* to) {
+// w[4] gets a step's weights as they lie in a packed weight.
+inline void decode(const char* at, const Tables& tables, __m512i* w) {
     const __m512i sign = _mm512_set1_epi8(-128), nibble = _mm512_set1_epi8(15);
     const __m512i both = _mm512_loadu_si512(at + WEIGHTS);
     const __m512i codes[2] = {_mm512_and_si512(both, nibble), _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble)};
@@ -54,9 +54,16 @@ inline void widen_step(const char* at, const Tables& tables, char* to) {
         // high | (rest & sign), low | (rest & ~sign).
         const __m512i high = _mm512_ternarylogic_epi64(_mm512_shuffle_epi8(tables.high, codes[half]), rest, sign, 0xf8);
         const __m512i low = _mm512_ternarylogic_epi64(_mm512_shuffle_epi8(tables.low, codes[half]), rest, sign, 0xf4);
-        _mm512_storeu_si512(to + half * 128, _mm512_unpacklo_epi8(low, high));
-        _mm512_storeu_si512(to + half * 128 + 64, _mm512_unpackhi_epi8(low, high));
+        w[2 * half] = _mm512_unpacklo_epi8(low, high);
+        w[2 * half + 1] = _mm512_unpackhi_epi8(low, high);
     }
+}
+
+// to[128] gets them.
+inline void widen_step(const char* at, const Tables& tables, char* to) {
+    __m512i w[4];
+    decode(at, tables, w);
+    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + i * 64, w[i]);
 }
 
 // to[end - first][128] gets the weights of these steps of a block, all of one tile.

@@ -83,6 +83,8 @@ inline void multiply_groups(const Source& source, int64_t block, const bf16* x, 
     const int64_t groups = (rows + GROUP_ROWS - 1) / GROUP_ROWS, most = Source::near_steps(rows);
     alignas(64) char room[Source::ROOM_STEPS * Wide::BYTES];
 #if defined(__AMX_BF16__)
+    if constexpr (Source::HAS_ONE)
+        if (rows == 1) return source.multiply_one(block, x, from, to, sums[0]);
     tiles::Shapes shapes;
 #endif
     for (int64_t begin = from, end; begin < to; begin = end) {

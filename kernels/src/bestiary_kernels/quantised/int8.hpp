@@ -71,6 +71,7 @@ struct Int8 {
     typedef Codes8 Few;
     static constexpr int AHEAD_BYTES = Codes8::BYTES;
     static constexpr bool ALWAYS_AHEAD = false;
+    static constexpr bool HAS_ONE = false;
     static constexpr int64_t ROOM_STEPS = USES_FEW ? 64 : 32;
     static int64_t near_steps(int64_t rows) { return USES_FEW && rows <= TOGETHER_ROWS ? INT64_MAX / 2 : ROOM_STEPS; }
     Floats settled(const Sums& sums, int vector, int64_t column) const {
