@@ -73,8 +73,9 @@ def _entry(name: str, options: argparse.Namespace, model: Model, sizes: Sizes) -
         "variant": variant,
     }
     if program == "vllm":
-        # Left alone it takes nearly all memory. Its blocks are 128 tokens, hence one more for each sequence.
-        needed = sizes.max_seqs * (sizes.max_len + 128) * model.kv_bytes_per_token
+        # Left alone it takes nearly all memory. Its blocks are 128 tokens, hence one more for each sequence, and one of
+        # them is nobody's.
+        needed = (sizes.max_seqs * (sizes.max_len + 128) + 128) * model.kv_bytes_per_token
         arguments["cache-bytes"] = sizes.cache_bytes or needed
     elif sizes.cache_bytes:
         arguments["cache-bytes"] = sizes.cache_bytes

@@ -36,7 +36,7 @@ class Found(NamedTuple):
 
     def first(self, count: int) -> "Found":
         """What belongs to so many rows."""
-        return self if count == len(self.best_R) else Found(self.logits_RV[:count], self.best_R[:count])
+        return self if count == self.best_R.shape[0] else Found(self.logits_RV[:count], self.best_R[:count])
 
 
 class Recording(Protocol):
