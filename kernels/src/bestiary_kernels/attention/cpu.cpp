@@ -23,8 +23,8 @@ template <class T> struct Attention {
         Floats* turned;
         Rows chunks[2];  // this one and the next, taking turns
         Running running;
-        KeyRange seen[TILE];         // the keys that each row sees
-        KeyRange parts[TILE / PART]; // and that any row of a part sees
+        KeyRange seen[TILE];          // the keys that each row sees
+        KeyRange parts[TILE / PART];  // and that any row of a part sees
     };
 
     int64_t group() const { return call.q_heads / call.kv_heads; }

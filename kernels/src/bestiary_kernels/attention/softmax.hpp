@@ -119,7 +119,7 @@ template <class T>
 SEPARATE void soften(int rows, float* scores, const KeyRange* seen, int64_t first, int count, float scale,
                      float* largest, Floats* running, float* sums, int64_t width) {
     constexpr float log2_e = 1.44269504f, nothing = -__builtin_inff();
-    alignas(64) float tops[PART] = {}, bases[PART], shrinks[PART];
+    alignas(64) float tops[PART] = {}, bases[PART], shrinks[PART], grew[PART];
     find_tops(rows, scores, seen, first, count, tops);
     for (int row = 0; row < rows; row += W) {
         const Floats before = load(largest + row), now = larger(load(tops + row) * scale, before);
@@ -127,10 +127,10 @@ SEPARATE void soften(int rows, float* scores, const KeyRange* seen, int64_t firs
         store(largest + row, now);
         store(bases + row, base);
         store(shrinks + row, power_of_two(before * log2_e - base));
-        store(tops + row, now > before ? splat(1.0f) : Floats{});
+        store(grew + row, now > before ? splat(1.0f) : Floats{});
     }
     for (int row = 0; row < rows; ++row) {
-        if (tops[row] == 0.0f) continue;
+        if (grew[row] == 0.0f) continue;
         for (int64_t d = row * width; d < (row + 1) * width; d += W) store(sums + d, load(sums + d) * shrinks[row]);
         running[row] *= shrinks[row];
     }

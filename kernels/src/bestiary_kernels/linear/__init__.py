@@ -27,7 +27,7 @@ from bestiary_kernels.linear.squeezed import Squeezed
 
 __all__ = ["MOST_ROWS", "PackedLinear"]
 
-# What one call of our kernels takes at most; above it oneDNN's blocked product wins.
+# What our kernels for few rows take at most; above it a product in blocks wins, ours with AMX or oneDNN's.
 MOST_ROWS = 64
 # Of a squeezed weight: above it what making it wide costs is little beside the product.
 _MOST_ROWS_SQUEEZED = 256

@@ -14,7 +14,7 @@ namespace {
 template <class Source> struct ManyRows {
     static constexpr int64_t SQUARE = tiles::SQUARE;
     // Bytes of a group's weights, inputs of a stretch and rows of a part at most.
-    static constexpr int64_t GROUP_BYTES = 1 << 20, MOST_INPUTS = 2048, MOST_ROWS = 256;
+    static constexpr int64_t GROUP_BYTES = 1 << 20, MOST_INPUTS = 2048, PART_ROWS = 256;
 
     const Source& source;
     const bf16* x;
@@ -22,7 +22,7 @@ template <class Source> struct ManyRows {
     bf16* y;
     int64_t rows;
     int64_t outputs = source.call.outputs, inputs = source.call.inputs;
-    int64_t blocks = (outputs + COLUMNS - 1) / COLUMNS, parts = (rows + MOST_ROWS - 1) / MOST_ROWS;
+    int64_t blocks = (outputs + COLUMNS - 1) / COLUMNS, parts = (rows + PART_ROWS - 1) / PART_ROWS;
     int64_t stretches = (inputs + MOST_INPUTS - 1) / MOST_INPUTS;
     int64_t block_steps = start(1) + tiles::STEPS;  // the longest stretch's
     int64_t groups = count_groups();
@@ -66,9 +66,9 @@ template <class Source> struct ManyRows {
         }
     }
 
-    // A thread's memory: sums of a square, or of all squares where stretches follow; and the weights of a group.
+    // A thread's memory: sums of a square, or of all squares where another stretch follows; and the weights of a group.
     struct Space {
-        int64_t stride, panels;  // from a row of sums to the next; panels of which sums are kept
+        int64_t stride;  // from a row of sums to the next
         float* sums;
         char* room;
         const char** weights;  // of each block
@@ -76,8 +76,8 @@ template <class Source> struct ManyRows {
     bool reserve(int64_t some_rows, int64_t some_blocks, Space& space) const {
         const bool keeps = stretches > 1;
         space.stride = keeps ? some_blocks * COLUMNS : SQUARE;
-        space.panels = keeps ? (some_rows + SQUARE - 1) / SQUARE : 1;
-        const int64_t room = some_blocks * block_steps * Wide::BYTES, sums = space.panels * SQUARE * space.stride;
+        const int64_t panels = keeps ? (some_rows + SQUARE - 1) / SQUARE : 1;
+        const int64_t room = some_blocks * block_steps * Wide::BYTES, sums = panels * SQUARE * space.stride;
         space.room = (char*)scratch(size_t(room) + size_t(sums) * sizeof(float) + size_t(some_blocks) * sizeof(char*));
         space.sums = (float*)(space.room + room);
         space.weights = (const char**)(space.sums + sums);
