@@ -26,11 +26,13 @@ class Exceptions {
 
     // Puts that step's in their places of w.
     void put(__m512i* w) {
-        alignas(64) uint16_t weights[WEIGHTS];
-        memcpy(weights, w, sizeof weights);
-        for (const int64_t step = next; next == step; ++at, find())
-            weights[(all[at] >> 16) % WEIGHTS] = uint16_t(all[at]);
-        memcpy(w, weights, sizeof weights);
+        for (const int64_t step = next; next == step; ++at, find()) {
+            const uint32_t place = (all[at] >> 16) % WEIGHTS;
+            const __m512i weight = _mm512_set1_epi16(short(all[at]));
+#pragma GCC unroll 4
+            for (uint32_t c = 0; c < uint32_t(VECTORS); ++c)
+                w[c] = _mm512_mask_mov_epi16(w[c], place / 32 == c ? 1u << place % 32 : 0, weight);
+        }
     }
 
   private:
