@@ -326,6 +326,35 @@ def test_an_abort_releases_what_was_held_once() -> None:
     assert output.text == "a#"
 
 
+@settings(deadline=None, max_examples=100)
+@given(data=st.data(), end=st.sampled_from(["final", "stop_token", "abort"]))
+def test_text_that_is_read_at_the_end_only_is_made_there_and_is_the_same(data: st.DataObject, end: str) -> None:
+    tokenizer = byte_level()
+    prompt, answer = (data.draw(st.lists(st.integers(0, 255), min_size=least, max_size=12)) for least in (0, 1))
+    texts = []
+    for at_end in (False, True):
+        output = OutputText(tokenizer, prompt, at_end=at_end)
+        for token in answer[:-1]:
+            assert not output.push(token).text or not at_end
+        if end == "abort":
+            output.push(answer[-1])
+            output.finish()
+        else:
+            output.push(answer[-1], final=end == "final", stop_token=end == "stop_token")
+        texts.append(output.text)
+    assert texts[0] == texts[1]
+
+
+def test_text_at_the_end_can_be_read_before_it_and_stop_strings_are_found_meanwhile() -> None:
+    output = OutputText(Spelled("a", "b", "c"), at_end=True)
+    assert [output.push(0), output.push(1)] == [("", None), ("", None)]
+    assert output.text == "ab"
+    assert output.push(2, final=True) == ("c", None)
+    assert output.text == "abc"
+    stopped = OutputText(Spelled("a", "b", "c"), stop=["b"], at_end=True)
+    assert [stopped.push(0), stopped.push(1)] == [("a", None), ("", "b")]
+
+
 def test_a_token_after_the_end_is_an_error() -> None:
     for options in ({"final": True}, {"stop_token": True}):
         output = OutputText(Spelled("a"))

@@ -73,7 +73,7 @@ class Ahead:
         elif None in places:
             late = iter(now([row for row, place in zip(rows, places, strict=True) if place is None]))
             tokens, self._flight = flight.land(), None
-            return [next(late) if place is None else _result(tokens[place]) for place in places]
+            return [next(late) if place is None else StepResult(Choice.of(tokens[place])) for place in places]
         order = [place for place in places if place is not None]
         following = self._follow(flight, rows, order)
         tokens = flight.land()
@@ -81,7 +81,7 @@ class Ahead:
             for row in following.rows:
                 row.tokens = [tokens[row.tokens[0]]]
         self._flight = following
-        return [_result(tokens[place]) for place in order]
+        return [StepResult(Choice.of(tokens[place])) for place in order]
 
     def _launch(
         self, rows: Sequence[StepRow], placed: Sequence[StepRow], tokens_R: Tensor | None = None
@@ -130,7 +130,3 @@ class Ahead:
         """With states as they are once this step is taken in: what it writes, the next one reads."""
         blocks = [list(b)[::-1] if is_state else b for is_state, b in zip(self._is_state, row.blocks, strict=True)]
         return replace(row, blocks=blocks)
-
-
-def _result(token: int) -> StepResult:
-    return StepResult(Choice(None if token < 0 else token))

@@ -17,6 +17,7 @@ from torch import Tensor
 import bestiary_kernels as kernels
 from bestiary.batch import Batch, Crossing, Pages, Slots
 from bestiary.blocks import Decoder, Kind, Lanes
+from bestiary.sampling.sampler import Choice, Row, sample
 from bestiary.step import StepRow
 from bestiary_kernels import Arena, Graph, Tape
 from bestiary_kernels.linear import MOST_ROWS
@@ -33,10 +34,24 @@ class Found(NamedTuple):
     logits_RV: Tensor
     #: See `bestiary_kernels.greedy`.
     best_R: Tensor
+    #: Where kernels write to the host's memory, as the host reads it.
+    best: memoryview | None
+
+    @classmethod
+    def of(cls, logits_RV: Tensor) -> "Found":
+        """What these logits say."""
+        best_R = kernels.greedy(logits_RV)
+        return cls(logits_RV, best_R, None if best_R.is_cuda else _bytes_of(best_R).cast("q"))
 
     def first(self, count: int) -> "Found":
         """What belongs to so many rows."""
-        return self if count == self.best_R.shape[0] else Found(self.logits_RV[:count], self.best_R[:count])
+        return Found(self.logits_RV[:count], self.best_R[:count], None if self.best is None else self.best[:count])
+
+    def choices(self, rows: Sequence[Row]) -> list[Choice]:
+        """A token for each row. Without torch where it can be: of that a step's weights leave nothing in the caches."""
+        if self.best is not None and all(row.is_plain and row.params.is_greedy for row in rows):
+            return [Choice.of(token) for token in self.best]
+        return sample(self.logits_RV, rows, self.best_R)
 
 
 class Recording(Protocol):
@@ -95,17 +110,15 @@ class Replays:
             if recording is None:
                 return None
             step.write(rows, tokens)
-            return recording.replay().first(count)
+            found = recording.replay()
+            return found if count == size else found.first(count)
         step = _Step(size, self._layout, self._caches, looking, self._device)
         step.write(rows, tokens)
         self._lanes.set({"tokens": step.adapters, "outputs": step.adapters} if key[1] else {})
-        found, recording = self._record(lambda: self._computed(step.batch))
+        with torch.inference_mode():
+            found, recording = self._record(lambda: Found.of(self._model.logits(self._model(step.batch))))
         self._steps[key] = step, recording
         return found.first(count)
-
-    def _computed(self, batch: Batch) -> Found:
-        logits_RV = self._model.logits(self._model(batch))
-        return Found(logits_RV, kernels.greedy(logits_RV))
 
     def forget(self) -> None:
         """The model has changed: record anew, in new memory, since a pool whose last graph is gone takes no other."""
@@ -117,6 +130,11 @@ class Replays:
         if self._device.type == "cpu":
             return partial(Tape.record, arena=Arena())
         return partial(Graph.capture, pool=torch.cuda.graph_pool_handle())
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The host's memory behind a dense tensor, which the view does not keep."""
+    return memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
 class _Layout(NamedTuple):
@@ -137,7 +155,7 @@ class _Memory:
     def __init__(self, words: int, device: torch.device) -> None:
         self._host = torch.zeros(words, dtype=torch.int64, pin_memory=device.type != "cpu")
         self._there = self._host if device.type == "cpu" else self._host.to(device)
-        self._memory = memoryview((ctypes.c_char * (8 * words)).from_address(self._host.data_ptr())).cast("B")
+        self._memory = _bytes_of(self._host)
         self._used = 0
         self._sent = None if device.type == "cpu" else torch.cuda.Event()  # type: ignore[no-untyped-call]
 

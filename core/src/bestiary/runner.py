@@ -98,19 +98,22 @@ class Runner:
 
         Of several ranks one has results, and the others none.
         """
+        if self.ahead is None:
+            return self._now(rows)
         with torch.inference_mode():
-            return self._now(rows) if self.ahead is None else self.ahead.execute(rows, self._now)
+            return self.ahead.execute(rows, self._now)
 
     def _now(self, rows: Sequence[StepRow]) -> list[StepResult]:
         found = None if self._replays is None else self._replays.run(rows)
         if found is not None:
-            return _choose(found.logits_RV, rows, [1] * len(rows), found.best_R)
+            return [StepResult(choice) for choice in found.choices([row.sampling for row in rows if row.sampling])]
         try:
             return self._step(rows)
         except Exception:
             self._mesh.send_failure()
             raise
 
+    @torch.inference_mode()
     def _step(self, rows: Sequence[StepRow]) -> list[StepResult]:
         # First of all what the stage before sends, or the next step would find it.
         stream_TD, crossed_ND = (None, self._crossed(rows)) if self._mesh.is_first else self._received(rows)
@@ -340,9 +343,7 @@ def _output_rows(row: StepRow) -> range:
     return range(len(row.tokens) - 1, len(row.tokens)) if row.sampling else range(0)
 
 
-def _choose(
-    logits_RV: Tensor, rows: Sequence[StepRow], counts: Sequence[int], best_R: Tensor | None = None
-) -> list[StepResult]:
+def _choose(logits_RV: Tensor, rows: Sequence[StepRow], counts: Sequence[int]) -> list[StepResult]:
     """Sample where a row's sequence goes on; read the prompt's log-probabilities, or vectors, where they are wanted."""
     results = [StepResult() for _ in rows]
     ends = list(accumulate(counts))
@@ -356,8 +357,6 @@ def _choose(
     sampling = [i for i, row in enumerate(rows) if row.sampling is not None]
     if sampling:
         last_RV = logits_RV if len(sampling) == logits_RV.shape[0] else logits_RV[[ends[i] - 1 for i in sampling]]
-        for i, choice in zip(
-            sampling, sample(last_RV, [r for row in rows if (r := row.sampling)], best_R), strict=True
-        ):
+        for i, choice in zip(sampling, sample(last_RV, [r for row in rows if (r := row.sampling)]), strict=True):
             results[i].choice = choice
     return results

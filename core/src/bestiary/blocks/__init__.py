@@ -4,19 +4,11 @@ from bestiary.blocks.alibi import Alibi
 from bestiary.blocks.attention import Attention
 from bestiary.blocks.cross import CrossAttention
 from bestiary.blocks.decoder import Decoder, Encoder, Head, Layers
-from bestiary.blocks.encoder import (
-    Convolution1d,
-    EncoderAttention,
-    EncoderLayer,
-    Items,
-    Learned,
-    PatchEmbedding,
-    patches,
-)
+from bestiary.blocks.encoder import Convolution1d, EncoderAttention, EncoderLayer, Items, PatchEmbedding, patches
 from bestiary.blocks.kept import Crossed, Kept, Kind, Latent, PagedKV, State
 from bestiary.blocks.latent import LatentAttention
 from bestiary.blocks.layer import Layer, MixerLayer, ParallelLayer, PostNormLayer, SandwichLayer
-from bestiary.blocks.leaf import Leaf
+from bestiary.blocks.leaf import Leaf, Learned
 from bestiary.blocks.linear import Embedding, Format, Linear
 from bestiary.blocks.lowrank import Adaptable, Lanes, Over, Update
 from bestiary.blocks.mixer import Mixer

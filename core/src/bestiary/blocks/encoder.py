@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import bestiary_kernels as kernels
-from bestiary.blocks.leaf import Block, Leaf
+from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.norm import Norm
 from bestiary.checkpoint import Place
 from bestiary.errors import TensorMismatch
 from bestiary.parallel import Mesh, scaled
 
-__all__ = ["Convolution1d", "EncoderAttention", "EncoderLayer", "Items", "Learned", "PatchEmbedding", "patches"]
+__all__ = ["Convolution1d", "EncoderAttention", "EncoderLayer", "Items", "PatchEmbedding", "patches"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,21 +114,6 @@ class EncoderLayer(Block):
         normed_TD, x_TD = self.ffn_norm(x_TD, mixed_TD)
         y_TD: Tensor = x_TD + self.ffn(normed_TD, items)
         return y_TD
-
-
-class Learned(Leaf):
-    """A tensor that is used as it stands: a class token, a table of positions, a gate."""
-
-    weight: nn.Parameter
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.shape = shape
-        self.parts = {"out": shape[0]}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """A weight of that shape."""
-        return {"weight": self.shape}
 
 
 class _Convolution(Linear):

@@ -10,7 +10,7 @@ from bestiary.checkpoint import Place
 from bestiary.errors import TensorMismatch
 from bestiary.parallel import Mesh
 
-__all__ = ["Block", "Leaf"]
+__all__ = ["Block", "Leaf", "Learned"]
 
 
 class Block(nn.Module):
@@ -130,3 +130,18 @@ class Leaf(Block):
 
     def pack(self) -> None:
         """Lay the tensors out for this device. Most have nothing to do."""
+
+
+class Learned(Leaf):
+    """A tensor that is used as it stands: a class token, a table of positions, a gate."""
+
+    weight: nn.Parameter
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.parts = {"out": shape[0]}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """A weight of that shape."""
+        return {"weight": self.shape}

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 import bestiary_kernels as kernels
 from bestiary.batch import Batch
 from bestiary.blocks.kept import State
-from bestiary.blocks.leaf import Leaf
+from bestiary.blocks.leaf import Leaf, Learned
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.mixer import Mixer
 from bestiary.blocks.norm import RMSNorm
@@ -32,19 +32,8 @@ class _Convolution(Leaf):
         return {**weight, "bias": (self.channels,)} if self.has_bias else {**weight}
 
 
-class _Exact(Leaf):
-    """A tensor that stays in float32 whatever the model's dtype, since it acts on a state over and over."""
-
-    weight: nn.Parameter
-
-    def __init__(self, *shape: int) -> None:
-        super().__init__()
-        self.shape = shape
-        self.parts = {"out": shape[0]}
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """A weight of that shape."""
-        return {"weight": self.shape}
+class _Exact(Learned):
+    """One that stays in float32 whatever the model's dtype, since it acts on a state over and over."""
 
     def allocate(self, dtype: torch.dtype, device: torch.device) -> None:
         """Make it, in float32."""

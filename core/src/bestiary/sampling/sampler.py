@@ -67,6 +67,11 @@ class Choice(msgspec.Struct, gc=False):
     token: int | None
     logprobs: TopLogprobs | None = None
 
+    @classmethod
+    def of(cls, token: int) -> "Choice":
+        """What `choose` says."""
+        return cls(None if token < 0 else token)
+
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on seed and position alone."""
@@ -74,12 +79,13 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) / 2**53  # 53 bits: what a float holds without rounding up to 1
 
 
+@torch.inference_mode()
 def sample(logits_RV: Tensor, rows: Sequence[Row], best_R: Tensor | None = None) -> list[Choice]:
     """One token for each row of logits, changed in place where they are float32; for `best_R` see `choose`."""
     wanted = [r for r, row in enumerate(rows) if row.params.logprobs is not None]
     raw = logits_RV[wanted] if wanted else None
     tokens_R = choose(logits_RV, rows, best_R)
-    choices = [Choice(None if token < 0 else token) for token in tokens_R.tolist()]
+    choices = [Choice.of(token) for token in tokens_R.tolist()]
     if raw is not None:
         counts = [rows[r].params.logprobs or 0 for r in wanted]
         for r, top in zip(wanted, top_logprobs(raw, tokens_R[wanted].clamp(min=0), counts), strict=True):
