@@ -145,7 +145,7 @@ template <class T> struct Attention {
     SEPARATE void weigh_few(int rows, int count, const Rows& chunk, Ahead<T> ahead, Space& space) const {
         for (int t = 0; t < count; t += W) {
             const int some = smaller(W, count - t);
-            if (Weights<T>::are_pairs)
+            if (FewWeights<T>::are_pairs)
                 Pairs<T>::weigh_few(rows, space.scores + t / 2, chunk.v + t, ahead, some, space.sums, call.value_width,
                                     space.padded);
             else
@@ -193,10 +193,12 @@ template <class T> struct Attention {
         return 1.0f;
     }
 
+    template <class Weights>
     void soften_part(const Item& item, int64_t first, int rows, int64_t begin, int count, Space& space) const {
         const float left_to_scale = set_scores(item, first, rows, begin, count, space);
-        soften<T>(rows, space.scores, space.seen + first, begin, count, left_to_scale, space.running.largest + first,
-                  space.running.total + first, space.sums + first * space.padded, space.padded);
+        soften<Weights>(rows, space.scores, space.seen + first, begin, count, left_to_scale,
+                        space.running.largest + first, space.running.total + first, space.sums + first * space.padded,
+                        space.padded);
     }
 
     // Parts whose rows see none of the keys pass.
@@ -208,7 +210,7 @@ template <class T> struct Attention {
             if (begin >= seen.end || begin + count <= seen.begin) continue;
             const int rows = int(smaller<int64_t>(PART, item.rows - first));
             score(rows, count, space.q + first * space.padded_units, space);
-            soften_part(item, first, rows, begin, count, space);
+            soften_part<Weights<T>>(item, first, rows, begin, count, space);
             weigh(rows, count, chunk, space, space.sums + first * space.padded);
         }
     }
@@ -218,7 +220,7 @@ template <class T> struct Attention {
                         Space& space) const {
         const int count = int(smaller<int64_t>(CHUNK, item.end - begin)), rows = item.rows;
         score_all_few(rows, count, chunk, Ahead<T>(next.k, left, call.width), space);
-        soften_part(item, 0, rows, begin, count, space);
+        soften_part<FewWeights<T>>(item, 0, rows, begin, count, space);
         const int values_left = v_cache == k_cache ? 0 : left;
         weigh_few(rows, count, chunk, Ahead<T>(next.v, values_left, call.value_width), space);
     }

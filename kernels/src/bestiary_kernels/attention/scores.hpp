@@ -40,7 +40,7 @@ template <class T> struct Ahead {
             at = (const char*)*rows++;
             end = at + row_bytes;
         }
-        __builtin_prefetch(at);
+        ask_ahead(at);
         at += 64;
     }
     // For as many lines as `count` numbers from d on of a row begin.
@@ -53,9 +53,9 @@ template <class T> struct Ahead {
 // Asks for the first lines of so many numbers that lie together, well before `Ahead` comes there: with the first one the
 // processor looks up where their page is, for which the others would wait.
 template <class T> void open_run(const T* from, int64_t count) {
-    constexpr int64_t most = 1024;
+    const int64_t most = PASSES_BY ? 1024 : 512;
     const int64_t bytes = smaller<int64_t>(most, count * int64_t(sizeof(T)));
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char*)from + at);
+    for (int64_t at = 0; at < bytes; at += 64) ask_ahead((const char*)from + at);
 }
 
 // Four numbers, again and again.

@@ -46,6 +46,13 @@ template <> struct Weights<bf16> {
 };
 #endif
 
+// How those of a few rows are written. Intel's cores take four times as long for a product of pairs as for one of floats.
+#if defined(__AMX_BF16__)
+template <class> using FewWeights = Weights<float>;
+#else
+template <class T> using FewWeights = Weights<T>;
+#endif
+
 // tanh; near 0, where a quotient of exponentials would lose digits, our own least-squares fit of tanh(x) / x in x^2
 // (relative error 2e-8 for |x| <= 1/2).
 inline Floats tanh_of(Floats x) {
@@ -115,7 +122,7 @@ inline void find_tops(int rows, float* scores, const KeyRange* seen, int64_t fir
 // Turns a chunk of scores into weights and rescales what earlier chunks left; `scale` (above 0) is what the scores are
 // still to be multiplied by. In passes over all rows, for in one row each step waits for the one before. A row that has
 // seen no key keeps its largest at -inf; measuring from 0 then keeps -inf - -inf out of the exponent.
-template <class T>
+template <class Weights>
 SEPARATE void soften(int rows, float* scores, const KeyRange* seen, int64_t first, int count, float scale,
                      float* largest, Floats* running, float* sums, int64_t width) {
     constexpr float log2_e = 1.44269504f, nothing = -__builtin_inff();
@@ -140,11 +147,11 @@ SEPARATE void soften(int rows, float* scores, const KeyRange* seen, int64_t firs
         Floats total = running[row];
 #pragma GCC unroll 2
         for (int t = 0; t < CHUNK; t += 2 * W) {
-            const Floats first_weights = Weights<T>::power(load(of_row + t) * factor - bases[row]);
-            const Floats second_weights = Weights<T>::power(load(of_row + t + W) * factor - bases[row]);
+            const Floats first_weights = Weights::power(load(of_row + t) * factor - bases[row]);
+            const Floats second_weights = Weights::power(load(of_row + t + W) * factor - bases[row]);
             total += first_weights;
             total += second_weights;
-            Weights<T>::put(of_row, t, first_weights, second_weights);
+            Weights::put(of_row, t, first_weights, second_weights);
         }
         running[row] = total;
     }

@@ -116,7 +116,7 @@ void weigh_tile(int rows, const float* weights, const T* const* v_rows, Ahead<T>
 
 // Rows meet the values of two keys at once, where the machine multiplies pairs: weights are rounded to bfloat16 first, as
 // torch and FlashAttention do it. For many rows the pairs are joined once, for few as they are met: a row comes out the
-// same to the bit, whatever its company, unless many are met on tiles.
+// same to the bit, whatever its company, unless many are met on tiles, where few meet floats (`FewWeights`).
 template <class T> struct Pairs {
     static void weigh_few(int, const float*, const T* const*, Ahead<T>&, int, float*, int64_t, int64_t) {}
     static void join_all(const T* const*, int64_t, int64_t, float*) {}
