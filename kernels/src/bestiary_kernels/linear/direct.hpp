@@ -1,12 +1,8 @@
-// The product of one row with squeezed weights that are made wide in registers only. Adds up as AMX's tiles do.
-//
-// A tile takes as long for one row as for sixteen, and while it multiplies nobody asks memory for more. Intel's
-// Instruction Set Reference says how TDPBF16PS sums: over the sixteen steps of a tile the first and the second inputs
-// apart, each fused, then both together, then with what the tiles before gave. So a row comes out alike in any company.
+// The product of one row with squeezed weights, straight from their codes.
 #pragma once
 
 #include "squeezed.hpp"
-#include "walk.hpp"
+#include "one.hpp"
 
 #if defined(__AMX_BF16__)
 
@@ -48,37 +44,17 @@ class Exceptions {
     int32_t at;
 };
 
-// How far ahead lines come to the second cache, and to the first.
-constexpr int64_t FAR = 4096, NEAR = 1536;
-
 // sums[64] += x * the weights of a block's steps.
 inline void multiply_one(const SqueezedCall& call, const Tables& tables, int64_t block, const bf16* x, int64_t from,
                          int64_t to, Floats* sums) {
     const char* at = (const char*)call.codes + (block * call.steps() + from) * BYTES;
     Exceptions exceptions(call, block, from);
-    const __m512i upper = _mm512_set1_epi32(int(0xffff0000u));
-    for (int64_t begin = from, end; begin < to; begin = end) {
-        end = smaller<int64_t>(to, begin + tiles::STEPS);
-        float inputs[2 * tiles::STEPS];
-        over_vectors(2 * (end - begin), [&](int64_t i, int n) { store(inputs + i, load_up_to(x + 2 * begin + i, n)); });
-        Floats first[VECTORS] = {}, second[VECTORS] = {};
-        for (int64_t step = begin; step < end; ++step, at += BYTES) {
-            for (int line = 0; line < BYTES; line += 64) {
-                ask_once(at + FAR + line);
-                __builtin_prefetch(at + NEAR + line);
-            }
-            __m512i w[VECTORS];
-            decode(at, tables, w);
-            if (step == exceptions.next) exceptions.put(w);
-            const float* const pair = inputs + 2 * (step - begin);
-#pragma GCC unroll 4
-            for (int c = 0; c < VECTORS; ++c) {
-                first[c] += (Floats)_mm512_slli_epi32(w[c], 16) * pair[0];
-                second[c] += (Floats)_mm512_and_si512(w[c], upper) * pair[1];
-            }
-        }
-        for (int c = 0; c < VECTORS; ++c) sums[c] += first[c] + second[c];
-    }
+    multiply_one_row(x + 2 * from, to - from, sums, [&](int64_t step, __m512i* w) {
+        ask_for_one<BYTES>(at);
+        decode(at, tables, w);
+        if (from + step == exceptions.next) exceptions.put(w);
+        at += BYTES;
+    });
 }
 
 }  // namespace squeezed

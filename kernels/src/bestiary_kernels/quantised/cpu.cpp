@@ -5,6 +5,7 @@
 // widened where the first cache keeps it, and all rows take turns over it: memory is read once, and only the codes.
 // Products are exact in float32 and so are the sums' order and places of rounding the same whatever the number of rows.
 // int8 that meets bfloat16 in pairs goes the way of int8.hpp.
+#include "../linear/one.hpp"
 #include "int8.hpp"
 
 namespace {
@@ -12,6 +13,13 @@ namespace quantised {
 
 // Steps of a tile, and rows that one pass over the weight takes.
 constexpr int TILE = 32, PASS_ROWS = 128, DIRECT_ROWS = 6, VECTORS = COLUMNS / W;
+#if defined(__AMX_BF16__)
+using tiles::Shapes;
+constexpr bool ON_TILES = true;  // where weights and x meet in pairs
+#else
+struct Shapes {};
+constexpr bool ON_TILES = false;
+#endif
 // Rows that go together, and the vectors of outputs that the registers hold sums of for so many rows.
 constexpr int ROWS = 6;
 constexpr int wide_for(int rows) { return W == 16 ? 4 : rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
@@ -174,14 +182,48 @@ template <class T, int bits> struct Product {
         return room;
     }
 
+#if defined(__AMX_BF16__)
+    // The same of a whole tile on tile registers, from its codes at `at`; of one row as they add up. `local` are sums of
+    // products that scales still wait for.
+    void add_on_tiles(const char* at, int64_t first, int64_t n, const Operand* tile, const float* scales, float* sums,
+                      Shapes& shapes) const {
+        alignas(64) float local[tiles::ROWS * COLUMNS];
+        const int64_t groups = (rows + tiles::ROWS - 1) / tiles::ROWS, width = span();
+        for (int64_t step = 0; step < n; step += width, scales += COLUMNS) {
+            const int64_t here = smaller(width, n - step);
+            for (int64_t group = 0; group < groups; ++group) {
+                const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
+                const T* const from = x + row * call.inputs + 2 * (first + step);
+                if (rows == 1) {
+                    memset(local, 0, COLUMNS * sizeof(float));
+                    multiply_one_row(from, here, (Floats*)local, [&](int64_t i, __m512i* w) {
+                        const char* const codes = at + (step + i) * Codes<bits>::BYTES;
+                        ask_for_one<Codes<bits>::BYTES>(codes);
+                        How::template widen_step<bits>(codes, (Operand*)w);
+                    });
+                } else {
+                    shapes.set(some, here % tiles::STEPS);
+                    tiles::multiply<VECTORS>({(const char*)from, call.inputs * int64_t(sizeof(T)),
+                                              (const char*)(tile + step * STEP_OPERANDS), Wide::BYTES, (char*)local,
+                                              COLUMNS * sizeof(float)},
+                                             here, true, [](int64_t) {});
+                }
+                float* const to = sums + row * COLUMNS;
+                for (int64_t i = 0; i < some * COLUMNS; i += W)
+                    store(to + i, load(to + i) + load(local + i) * load(scales + i % COLUMNS));
+            }
+        }
+    }
+#endif
+
     // sums[rows][64] += the steps first .. end of a block, at most a tile.
-    void add_tile(int64_t block, int64_t first, int64_t end, float* sums) const {
+    void add_tile(int64_t block, int64_t first, int64_t end, float* sums, Shapes& shapes) const {
         alignas(64) Operand tile[TILE * STEP_OPERANDS];
         alignas(64) float room[bits == 8 ? 1 : TILE / 4 * COLUMNS];
         const char* at = (const char*)call.weight + (block * steps + first) * Codes<bits>::BYTES;
         const int64_t width = span(), spans = (end - first + width - 1) / width;
         const float* const scales = scales_of(block, first, spans, room);
-        if constexpr (How::PARTS == 1)
+        if constexpr (How::PARTS == 1 && !ON_TILES)
             if (rows <= DIRECT_ROWS) {
                 for (int64_t s = 0; s < spans; ++s) {
                     const int64_t step = s * width, n = smaller(width, end - first - step);
@@ -190,10 +232,15 @@ template <class T, int bits> struct Product {
                 }
                 return;
             }
-        for (int64_t step = first; step < end; ++step, at += Codes<bits>::BYTES) {
-            for (int line = 0; line < Codes<bits>::BYTES; line += 64) ask_once(at + AHEAD + line);
-            How::template widen_step<bits>(at, tile + (step - first) * STEP_OPERANDS);
+        const bool straight = ON_TILES && How::PARTS == 1 && rows == 1;  // from the codes
+        for (int64_t step = 0; step < end - first && !straight; ++step) {
+            const char* const here = at + step * Codes<bits>::BYTES;
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64) ask_once(here + AHEAD + line);
+            How::template widen_step<bits>(here, tile + step * STEP_OPERANDS);
         }
+#if defined(__AMX_BF16__)
+        if constexpr (How::PARTS == 1) return add_on_tiles(at, first, end - first, tile, scales, sums, shapes);
+#endif
         const int64_t groups = (rows + ROWS - 1) / ROWS;
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
@@ -241,8 +288,9 @@ template <class T, int bits> struct Product {
         const int64_t block = number / pieces, piece = number % pieces, tiles = (steps + TILE - 1) / TILE;
         float* const sums = pieces == 1 ? own : partial + number * rows * COLUMNS;
         memset(sums, 0, size_t(rows) * COLUMNS * sizeof *sums);
+        Shapes shapes;
         for (int64_t tile = tiles * piece / pieces; tile < tiles * (piece + 1) / pieces; ++tile)
-            add_tile(block, tile * TILE, smaller(steps, (tile + 1) * TILE), sums);
+            add_tile(block, tile * TILE, smaller(steps, (tile + 1) * TILE), sums, shapes);
         if (pieces == 1)
             write_block(block, sums);
         else if (__atomic_fetch_add(finished + block, 1, __ATOMIC_ACQ_REL) == pieces - 1)
@@ -253,7 +301,7 @@ template <class T, int bits> struct Product {
     int run() {
         const int64_t wanted = 8 * omp_get_max_threads(), tiles = (steps + TILE - 1) / TILE;
         pieces = blocks < wanted ? smaller((wanted + blocks - 1) / blocks, tiles) : 1;
-        const bool packs = How::PARTS > 1 || rows > DIRECT_ROWS;
+        const bool packs = How::PARTS > 1 || (rows > DIRECT_ROWS && !ON_TILES);
         const int64_t num_inputs = packs ? rows * steps * How::PARTS : 0;
         const int64_t num_sums = pieces > 1 ? blocks * pieces * rows * COLUMNS : 0;
         partial = (float*)scratch(size_t(num_inputs + num_sums + blocks) * 4);
