@@ -193,10 +193,10 @@ template <class T> struct Attention {
         return 1.0f;
     }
 
-    template <class Weights>
+    template <class Form>
     void soften_part(const Item& item, int64_t first, int rows, int64_t begin, int count, Space& space) const {
         const float left_to_scale = set_scores(item, first, rows, begin, count, space);
-        soften<Weights>(rows, space.scores, space.seen + first, begin, count, left_to_scale,
+        soften<Form>(rows, space.scores, space.seen + first, begin, count, left_to_scale,
                         space.running.largest + first, space.running.total + first, space.sums + first * space.padded,
                         space.padded);
     }

@@ -122,7 +122,7 @@ inline void find_tops(int rows, float* scores, const KeyRange* seen, int64_t fir
 // Turns a chunk of scores into weights and rescales what earlier chunks left; `scale` (above 0) is what the scores are
 // still to be multiplied by. In passes over all rows, for in one row each step waits for the one before. A row that has
 // seen no key keeps its largest at -inf; measuring from 0 then keeps -inf - -inf out of the exponent.
-template <class Weights>
+template <class Form>
 SEPARATE void soften(int rows, float* scores, const KeyRange* seen, int64_t first, int count, float scale,
                      float* largest, Floats* running, float* sums, int64_t width) {
     constexpr float log2_e = 1.44269504f, nothing = -__builtin_inff();
@@ -147,11 +147,11 @@ SEPARATE void soften(int rows, float* scores, const KeyRange* seen, int64_t firs
         Floats total = running[row];
 #pragma GCC unroll 2
         for (int t = 0; t < CHUNK; t += 2 * W) {
-            const Floats first_weights = Weights::power(load(of_row + t) * factor - bases[row]);
-            const Floats second_weights = Weights::power(load(of_row + t + W) * factor - bases[row]);
+            const Floats first_weights = Form::power(load(of_row + t) * factor - bases[row]);
+            const Floats second_weights = Form::power(load(of_row + t + W) * factor - bases[row]);
             total += first_weights;
             total += second_weights;
-            Weights::put(of_row, t, first_weights, second_weights);
+            Form::put(of_row, t, first_weights, second_weights);
         }
         running[row] = total;
     }

@@ -44,13 +44,19 @@ class Exceptions {
     int32_t at;
 };
 
+// How far ahead lines come to the second cache, and to the first.
+constexpr int64_t FAR = 4096, NEAR = 1536;
+
 // sums[64] += x * the weights of a block's steps.
 inline void multiply_one(const SqueezedCall& call, const Tables& tables, int64_t block, const bf16* x, int64_t from,
                          int64_t to, Floats* sums) {
     const char* at = (const char*)call.codes + (block * call.steps() + from) * BYTES;
     Exceptions exceptions(call, block, from);
     multiply_one_row(x + 2 * from, to - from, sums, [&](int64_t step, __m512i* w) {
-        ask_for_one<BYTES>(at);
+        for (int line = 0; line < BYTES; line += 64) {
+            ask_once(at + FAR + line);
+            __builtin_prefetch(at + NEAR + line);
+        }
         decode(at, tables, w);
         if (from + step == exceptions.next) exceptions.put(w);
         at += BYTES;

@@ -34,16 +34,6 @@ template <class Take> inline void multiply_one_row(const bf16* x, int64_t steps,
     }
 }
 
-// How far ahead lines come to the second cache, and to the first.
-constexpr int64_t FAR = 4096, NEAR = 1536;
-
-template <int bytes> inline void ask_for_one(const char* at) {
-    for (int line = 0; line < bytes; line += 64) {
-        ask_once(at + FAR + line);
-        __builtin_prefetch(at + NEAR + line);
-    }
-}
-
 }  // namespace
 
 #endif

@@ -183,35 +183,32 @@ template <class T, int bits> struct Product {
     }
 
 #if defined(__AMX_BF16__)
-    // The same of a whole tile on tile registers, from its codes at `at`; of one row as they add up. `local` are sums of
-    // products that scales still wait for.
-    void add_on_tiles(const char* at, int64_t first, int64_t n, const Operand* tile, const float* scales, float* sums,
+    // sums[64] += scales * (x . the steps whose codes are at `at`), of one row; added up as tiles do.
+    static void add_one(const char* at, const T* from, int64_t n, const float* scales, float* sums) {
+        Floats local[VECTORS] = {};
+        multiply_one_row(from, n, local, [&](int64_t step, __m512i* w) {
+            const char* const codes = at + step * Codes<bits>::BYTES;
+            ask_once(codes + AHEAD);
+            How::template widen_step<bits>(codes, (Operand*)w);
+        });
+        for (int c = 0; c < VECTORS; ++c) store(sums + c * W, load(sums + c * W) + local[c] * load(scales + c * W));
+    }
+
+    // The same of all rows and a tile of weights, which begins with step `first`, on tile registers.
+    void add_on_tiles(int64_t first, int64_t n, const Operand* tile, const float* scales, float* sums,
                       Shapes& shapes) const {
         alignas(64) float local[tiles::ROWS * COLUMNS];
-        const int64_t groups = (rows + tiles::ROWS - 1) / tiles::ROWS, width = span();
-        for (int64_t step = 0; step < n; step += width, scales += COLUMNS) {
-            const int64_t here = smaller(width, n - step);
-            for (int64_t group = 0; group < groups; ++group) {
-                const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
-                const T* const from = x + row * call.inputs + 2 * (first + step);
-                if (rows == 1) {
-                    memset(local, 0, COLUMNS * sizeof(float));
-                    multiply_one_row(from, here, (Floats*)local, [&](int64_t i, __m512i* w) {
-                        const char* const codes = at + (step + i) * Codes<bits>::BYTES;
-                        ask_for_one<Codes<bits>::BYTES>(codes);
-                        How::template widen_step<bits>(codes, (Operand*)w);
-                    });
-                } else {
-                    shapes.set(some, here % tiles::STEPS);
-                    tiles::multiply<VECTORS>({(const char*)from, call.inputs * int64_t(sizeof(T)),
-                                              (const char*)(tile + step * STEP_OPERANDS), Wide::BYTES, (char*)local,
-                                              COLUMNS * sizeof(float)},
-                                             here, true, [](int64_t) {});
-                }
-                float* const to = sums + row * COLUMNS;
-                for (int64_t i = 0; i < some * COLUMNS; i += W)
-                    store(to + i, load(to + i) + load(local + i) * load(scales + i % COLUMNS));
-            }
+        const int64_t groups = (rows + tiles::ROWS - 1) / tiles::ROWS;
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
+            const T* const from = x + row * call.inputs + 2 * first;
+            shapes.set(some, n % tiles::STEPS);
+            tiles::multiply<VECTORS>({(const char*)from, call.inputs * int64_t(sizeof(T)), (const char*)tile, Wide::BYTES,
+                                      (char*)local, COLUMNS * sizeof(float)},
+                                     n, true, [](int64_t) {});
+            float* const to = sums + row * COLUMNS;
+            for (int64_t i = 0; i < some * COLUMNS; i += W)
+                store(to + i, load(to + i) + load(local + i) * load(scales + i % COLUMNS));
         }
     }
 #endif
@@ -232,14 +229,26 @@ template <class T, int bits> struct Product {
                 }
                 return;
             }
-        const bool straight = ON_TILES && How::PARTS == 1 && rows == 1;  // from the codes
-        for (int64_t step = 0; step < end - first && !straight; ++step) {
-            const char* const here = at + step * Codes<bits>::BYTES;
-            for (int line = 0; line < Codes<bits>::BYTES; line += 64) ask_once(here + AHEAD + line);
-            How::template widen_step<bits>(here, tile + step * STEP_OPERANDS);
+#if defined(__AMX_BF16__)
+        if constexpr (How::PARTS == 1)
+            if (rows == 1) {
+                for (int64_t s = 0, step = 0; s < spans; ++s, step += width)
+                    add_one(at + step * Codes<bits>::BYTES, x + 2 * (first + step), smaller(width, end - first - step),
+                            scales + s * COLUMNS, sums);
+                return;
+            }
+#endif
+        for (int64_t step = first; step < end; ++step, at += Codes<bits>::BYTES) {
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64) ask_once(at + AHEAD + line);
+            How::template widen_step<bits>(at, tile + (step - first) * STEP_OPERANDS);
         }
 #if defined(__AMX_BF16__)
-        if constexpr (How::PARTS == 1) return add_on_tiles(at, first, end - first, tile, scales, sums, shapes);
+        if constexpr (How::PARTS == 1) {
+            for (int64_t s = 0, step = 0; s < spans; ++s, step += width)
+                add_on_tiles(first + step, smaller(width, end - first - step), tile + step * STEP_OPERANDS,
+                             scales + s * COLUMNS, sums, shapes);
+            return;
+        }
 #endif
         const int64_t groups = (rows + ROWS - 1) / ROWS;
         for (int64_t group = 0; group < groups; ++group) {
