@@ -46,9 +46,23 @@ template <> struct Weights<bf16> {
 };
 #endif
 
-// How those of a few rows are written. Intel's cores take four times as long for a product of pairs as for one of floats.
+// How those of a few rows are written. Intel's cores take four times as long for a product of pairs as for one of floats,
+// so that these are floats, rounded as pairs are: tokens that come by few rows shall be those that come by many.
 #if defined(__AMX_BF16__)
-template <class> using FewWeights = Weights<float>;
+template <class T> struct FewWeights : Weights<T> {};
+template <> struct FewWeights<bf16> {
+    static constexpr bool are_pairs = false;
+    static Floats power(Floats x) { return Weights<bf16>::power(x); }
+    static void put(float* row, int t, Floats first, Floats second) {
+        store(row + t, rounded(first));
+        store(row + t + W, rounded(second));
+    }
+
+  private:
+    static Floats rounded(Floats x) {
+        return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)), 16);
+    }
+};
 #else
 template <class T> using FewWeights = Weights<T>;
 #endif
