@@ -4,7 +4,7 @@
 // it is 32 words of four codes: code j of word 2 c + i is that of output 16 j + c and input i. A tile of some steps is
 // widened where the first cache keeps it, and all rows take turns over it: memory is read once, and only the codes.
 // Products are exact in float32 and so are the sums' order and places of rounding the same whatever the number of rows.
-// int8 that meets bfloat16 in pairs goes the way of int8.hpp.
+// int8 that meets bfloat16 in pairs goes the way of int8.hpp; int4 that does so meets AMX's tiles where they are.
 #include "../linear/one.hpp"
 #include "int8.hpp"
 
@@ -220,45 +220,43 @@ template <class T, int bits> struct Product {
         const char* at = (const char*)call.weight + (block * steps + first) * Codes<bits>::BYTES;
         const int64_t width = span(), spans = (end - first + width - 1) / width;
         const float* const scales = scales_of(block, first, spans, room);
+        // meet(first step of a span, steps, scales) for each, counted from the tile's first step.
+        const auto over_spans = [&](auto meet) {
+            for (int64_t s = 0, step = 0; s < spans; ++s, step += width)
+                meet(step, smaller(width, end - first - step), scales + s * COLUMNS);
+        };
         if constexpr (How::PARTS == 1 && !ON_TILES)
-            if (rows <= DIRECT_ROWS) {
-                for (int64_t s = 0; s < spans; ++s) {
-                    const int64_t step = s * width, n = smaller(width, end - first - step);
+            if (rows <= DIRECT_ROWS)
+                return over_spans([&](int64_t step, int64_t n, const float* scales) {
                     add_rows(rows, Direct{at + step * Codes<bits>::BYTES}, Rows{x + 2 * (first + step), call.inputs}, n,
-                             scales + s * COLUMNS, sums);
-                }
-                return;
-            }
+                             scales, sums);
+                });
 #if defined(__AMX_BF16__)
         if constexpr (How::PARTS == 1)
-            if (rows == 1) {
-                for (int64_t s = 0, step = 0; s < spans; ++s, step += width)
-                    add_one(at + step * Codes<bits>::BYTES, x + 2 * (first + step), smaller(width, end - first - step),
-                            scales + s * COLUMNS, sums);
-                return;
-            }
+            if (rows == 1)
+                return over_spans([&](int64_t step, int64_t n, const float* scales) {
+                    add_one(at + step * Codes<bits>::BYTES, x + 2 * (first + step), n, scales, sums);
+                });
 #endif
-        for (int64_t step = first; step < end; ++step, at += Codes<bits>::BYTES) {
-            for (int line = 0; line < Codes<bits>::BYTES; line += 64) ask_once(at + AHEAD + line);
-            How::template widen_step<bits>(at, tile + (step - first) * STEP_OPERANDS);
+        for (int64_t step = 0; step < end - first; ++step) {
+            const char* const here = at + step * Codes<bits>::BYTES;
+            for (int line = 0; line < Codes<bits>::BYTES; line += 64) ask_once(here + AHEAD + line);
+            How::template widen_step<bits>(here, tile + step * STEP_OPERANDS);
         }
 #if defined(__AMX_BF16__)
-        if constexpr (How::PARTS == 1) {
-            for (int64_t s = 0, step = 0; s < spans; ++s, step += width)
-                add_on_tiles(first + step, smaller(width, end - first - step), tile + step * STEP_OPERANDS,
-                             scales + s * COLUMNS, sums, shapes);
-            return;
-        }
+        if constexpr (How::PARTS == 1)
+            return over_spans([&](int64_t step, int64_t n, const float* scales) {
+                add_on_tiles(first + step, n, tile + step * STEP_OPERANDS, scales, sums, shapes);
+            });
 #endif
         const int64_t groups = (rows + ROWS - 1) / ROWS;
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t row = rows * group / groups, some = rows * (group + 1) / groups - row;
-            for (int64_t s = 0; s < spans; ++s) {
-                const int64_t step = s * width, n = smaller(width, end - first - step);
+            over_spans([&](int64_t step, int64_t n, const float* scales) {
                 add_rows(some, Tile{tile + step * STEP_OPERANDS},
-                         Packed{inputs + (row * steps + (first + step) * some) * How::PARTS}, n,
-                         scales + s * COLUMNS, sums + row * COLUMNS);
-            }
+                         Packed{inputs + (row * steps + (first + step) * some) * How::PARTS}, n, scales,
+                         sums + row * COLUMNS);
+            });
         }
     }
 
