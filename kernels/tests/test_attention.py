@@ -61,7 +61,7 @@ def test_every_variant_agrees_with_the_reference(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("lengths", [[(1, 1500)], [(5, 1400), (1, 40)], [(300, 900)]])
+@pytest.mark.parametrize("lengths", [[(1, 1500)], [(5, 1400), (1, 40)], [(300, 900)], [(1, 5000)] * 4])
 def test_spans_of_a_long_context_join_to_the_whole(lengths: list[tuple[int, int]], dtype: torch.dtype) -> None:
     assert_every_variant_agrees(paged_batch(lengths, dtype=dtype))
 

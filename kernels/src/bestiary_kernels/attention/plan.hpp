@@ -111,6 +111,10 @@ struct Plan {
     }
 };
 
+// Keys that few rows meet before the next head meets its own, in the same blocks: of more, the processor has forgotten
+// where those lie by then.
+constexpr int64_t LONGEST = 2048;
+
 // No item should be more than an eighth of a thread's share, or the threads end apart; a span under 256 keys would
 // cost more to join than it saves. A tile without keys is an item too: its rows are zeros.
 inline int make_plan(const AttentionCall& call, const Tables& tables, Plan& plan) {
@@ -120,13 +124,14 @@ inline int make_plan(const AttentionCall& call, const Tables& tables, Plan& plan
     plan.parallel = threads > 1 && total * call.width > 16384;
     int64_t span = INT32_MAX;
     if (plan.parallel) span = total / (threads * 8) < 256 ? 256 : total / (threads * 8);
-    const auto parts_of = [span](KeyRange keys) {
-        const int64_t parts = (keys.end - keys.begin + span - 1) / span;
+    const auto parts_of = [span](const Item& tile, KeyRange keys) {
+        const int64_t most = tile.rows <= FEW_ROWS ? smaller(span, LONGEST) : span;
+        const int64_t parts = (keys.end - keys.begin + most - 1) / most;
         return parts ? parts : 1;
     };
     int64_t partial_rows = 0;
     over_tiles(call, tables, [&](const Item& tile, KeyRange keys) {
-        const int64_t parts = parts_of(keys);
+        const int64_t parts = parts_of(tile, keys);
         plan.count += parts;
         if (parts > 1) partial_rows += parts * tile.rows;
     });
@@ -139,7 +144,7 @@ inline int make_plan(const AttentionCall& call, const Tables& tables, Plan& plan
     float* partial = plan.partials;
     over_tiles(call, tables, [&](Item item, KeyRange keys) {
         const int64_t count = keys.end - keys.begin;
-        item.parts = int32_t(parts_of(keys));
+        item.parts = int32_t(parts_of(item, keys));
         // Where a head is one tile, all heads meet a span before any meets the next: their keys lie in the same blocks.
         const bool in_turns = rows_of(call, tables, item.sequence) <= TILE;
         Item* to = in_turns ? next - item.kv_head * (item.parts - 1) : next;
