@@ -1,7 +1,5 @@
 """How near the memory's limit is paged decode attention on a CPU, and does its time grow with the context alone?"""
 
-import argparse
-import json
 import statistics
 import sys
 import time
@@ -10,11 +8,13 @@ from functools import partial
 
 import torch
 from rig import machine
-from rig.report import RESULTS, Report, ratios, shares, spread
+from rig.report import Report, measured_alone, parser_alone, ratios, shares, spread
+from torch import Tensor
 from torch.nn import functional
 
 from bestiary_kernels import paged_attention
 from bestiary_kernels.memory import lasting
+from bestiary_kernels.tape import Tape
 
 COLUMNS = [
     "heads",
@@ -24,7 +24,8 @@ COLUMNS = [
     "GB/s",
     "of the floor",
     "per token, to 1,024",
-    "torch / this",
+    "called from Python, of the floor",
+    "torch / that",
 ]
 #: Query heads, heads of keys, width.
 HEADS = {"SmolLM2-135M": (9, 3, 64), "Llama-3.1-8B": (32, 8, 128)}
@@ -38,29 +39,22 @@ def main() -> None:
 
     They lie as the engine has them: of a block those of all layers, which take turns, side by side.
     """
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--rounds", type=int, default=9)
-    options.add_argument("--noisy", action="store_true", help="measure even though the machine is busy")
-    given = options.parse_args()
-    machine.require_quiet(given.noisy)
+    given = parser_alone(__doc__, rounds=9).parse_args()
     torch.set_num_threads(machine.cores())
-    report = Report(f"Paged decode attention, batch {BATCH}, bf16", COLUMNS)
-    with machine.Memory(sys.executable, torch.get_num_threads()) as memory:
+    with (
+        measured_alone(given, f"Paged decode attention, batch {BATCH}, bf16", COLUMNS) as report,
+        machine.Memory(sys.executable, torch.get_num_threads()) as memory,
+    ):
         for name, heads in HEADS.items():
             _measure(name, heads, given.rounds, memory, report)
-    about = machine.describe()
-    report.notes = [
-        "Floor: keys and values once, at the bandwidth that a probe reads with right before and after each round.",
-        f"Goal at contexts of 1,024 and more: {GOAL:.0%} of it, and no more than linear in the context.",
-        "torch: scaled_dot_product_attention over keys and values of one length that lie side by side, which no cache "
-        "of pages does for it.",
-        f"{time.strftime('%Y-%m-%d')}, {about['cpu']}, {about['cores']} cores, {torch.get_num_threads()} threads, "
-        f"load per core {machine.load():.2f}.",
-    ]
-    text = "\n".join([f"# {report.title}", "", report.table(), "", *(f"* {note}" for note in report.notes), ""])
-    print(text)
-    (RESULTS / "attention.md").write_text(text)
-    (RESULTS / "attention.json").write_text(json.dumps(report.raw, indent=1) + "\n")
+        report.notes = [
+            f"{torch.get_num_threads()} threads; all layers in one recorded step, as the engine decodes, then each "
+            "called from Python, as torch's function is.",
+            "Floor: keys and values once, at the bandwidth that a probe reads with right before and after each round.",
+            f"Goal at contexts of 1,024 and more: {GOAL:.0%} of it, and no more than linear in the context.",
+            "torch: scaled_dot_product_attention over keys and values of one length that lie side by side, which no "
+            "cache of pages does for it.",
+        ]
 
 
 def _measure(name: str, shape: tuple[int, int, int], rounds: int, memory: machine.Memory, report: Report) -> None:
@@ -76,33 +70,51 @@ def _measure(name: str, shape: tuple[int, int, int], rounds: int, memory: machin
         starts, lens = torch.arange(BATCH + 1, dtype=torch.int32), torch.full((BATCH,), context, dtype=torch.int32)
         q = torch.randn(BATCH, heads, width).bfloat16()
         flat = [torch.randn(BATCH, kv_heads, context, width).bfloat16() for _ in range(2)]
-        found: dict[str, list[float]] = {"ours": [], "torch": []}
         layers = [layer.unbind(1) for layer in caches.unbind(1)]
-        ours = [partial(paged_attention, q, *layer, tables, starts, lens, width**-0.5) for layer in layers]
+        calls = [partial(paged_attention, q, *layer, tables, starts, lens, width**-0.5) for layer in layers]
         torchs = partial(functional.scaled_dot_product_attention, q[:, :, None], *flat, enable_gqa=True)
-        speeds: list[float] = []
-        for turn in range(rounds + 1):
-            with memory.beside(speeds):
-                times = {"ours": statistics.mean(map(_seconds, ours)), "torch": _seconds(torchs)}
-            for who, taken in times.items() if turn else ():
-                found[who].append(taken)
-        seconds = statistics.median(found["ours"])
+        found, speeds = _in_turns(calls, torchs, rounds, memory)
+        seconds = statistics.median(found["recorded"])
         size = 2 * BATCH * context * kv_heads * width * 2
         if context == 1024:
             base = seconds / context
-        linear = f"{seconds / context / base:.2f}" if base else ""
-        times_of = ratios(found["torch"], found["ours"])
-        row = [
-            name,
-            str(BATCH),
-            f"{context:,}",
-            spread([s * 1e6 for s in found["ours"]], 0),
-            f"{size / seconds / 1e9:.1f}",
-        ]
-        of_floor = [size / s / gb_s / 1e9 for s, gb_s in zip(found["ours"], speeds[1:], strict=True)]
-        report.rows.append([*row, shares(of_floor), linear, f"{statistics.median(times_of):.1f}"])
-        report.raw[f"{name} {context}"] = {**found, "memory, GB/s": speeds[1:]}
+        floors = [size / gb_s / 1e9 for gb_s in speeds]
+        report.rows.append(
+            [
+                name,
+                str(BATCH),
+                f"{context:,}",
+                spread([s * 1e6 for s in found["recorded"]], 0),
+                f"{size / seconds / 1e9:.1f}",
+                shares(ratios(floors, found["recorded"])),
+                f"{seconds / context / base:.2f}" if base else "",
+                shares(ratios(floors, found["called"])),
+                f"{statistics.median(ratios(found['torch'], found['called'])):.1f}",
+            ]
+        )
+        report.raw[f"{name} {context}"] = {**found, "memory, GB/s": speeds}
         print(report.rows[-1], flush=True)
+
+
+def _in_turns(
+    calls: list[partial[Tensor]], torchs: Callable[[], object], rounds: int, memory: machine.Memory
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of one layer in each round, by who computed it, and what memory read with in that round, GB/s."""
+    _, tape = Tape.record(lambda: [call() for call in calls])
+    if tape is None:
+        sys.exit("The kernels for this CPU are missing: without them there is nothing to measure.")
+    found: dict[str, list[float]] = {"recorded": [], "called": [], "torch": []}
+    speeds: list[float] = []
+    for turn in range(rounds + 1):
+        with memory.beside(speeds):
+            times = {
+                "recorded": _seconds(tape.replay) / len(calls),
+                "called": statistics.mean(map(_seconds, calls)),
+                "torch": _seconds(torchs),
+            }
+        for who, taken in times.items() if turn else ():
+            found[who].append(taken)
+    return found, speeds[1:]
 
 
 def _seconds(function: Callable[[], object]) -> float:

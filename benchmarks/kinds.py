@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rig import machine
-from rig.report import RESULTS, Report, ratios, spread
+from rig.report import measured_alone, parser_alone, ratios, spread
 
 from bestiary import LLM, SamplingParams
 
@@ -53,28 +52,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Random weights of about 0.3 billion numbers, the same for both; in turns, in this process."""
-    options = argparse.ArgumentParser(description=__doc__)
+    options = parser_alone(__doc__, rounds=5)
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--new", type=int, default=48)
-    options.add_argument("--rounds", type=int, default=5)
-    options.add_argument("--noisy", action="store_true", help="measure even though the machine is busy")
     options.add_argument("--models", default=",".join(SHAPES))
     given = options.parse_args()
-    machine.require_quiet(given.noisy)
-    report = Report(f"Kinds of models, decode, batch {given.batch}, bf16", COLUMNS)
-    for kind in given.models.split(","):
-        report.rows.append(_measure(kind, given))
-        print(report.rows[-1], flush=True)
-        gc.collect()
-    about = machine.describe()
-    report.notes = [
-        "Random weights, greedy; rate = batch x (new - 1) / (time for all new tokens - time for one), in turns.",
-        f"{time.strftime('%Y-%m-%d')}, {about['cpu']}, {about['cores']} cores, {torch.get_num_threads()} threads, "
-        f"load per core {machine.load():.2f}.",
-    ]
-    text = "\n".join([f"# {report.title}", "", report.table(), "", *(f"* {note}" for note in report.notes), ""])
-    print(text)
-    (RESULTS / "kinds.md").write_text(text)
+    with measured_alone(given, f"Kinds of models, decode, batch {given.batch}, bf16", COLUMNS) as report:
+        for kind in given.models.split(","):
+            report.rows.append(_measure(kind, given))
+            print(report.rows[-1], flush=True)
+            gc.collect()
+        report.notes = [
+            "Random weights, greedy; rate = batch x (new - 1) / (time for all new tokens - time for one), in turns."
+        ]
 
 
 def _measure(kind: str, given: argparse.Namespace) -> list[str]:

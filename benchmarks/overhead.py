@@ -1,15 +1,12 @@
 """What does the engine itself take of a step: scheduling, rows, output, with a model that answers at once?"""
 
-import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rig import machine
-from rig.report import RESULTS, Report
+from rig.report import measured_alone, parser_alone
 
 from bestiary.cache import CacheGroup
 from bestiary.config import EngineConfig
@@ -68,30 +65,21 @@ def measure(running: int, steps: int) -> Found:
 
 def main() -> None:
     """Three sizes, each in turns of a thousand steps."""
-    options = argparse.ArgumentParser(description=__doc__)
+    options = parser_alone(__doc__, rounds=3)
     options.add_argument("--steps", type=int, default=1000)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--noisy", action="store_true", help="measure even though the machine is busy")
     given = options.parse_args()
-    machine.require_quiet(given.noisy)
-    report = Report("The engine's own part of a step", HEADS)
-    for running, goal in GOALS.items():
-        found = [measure(running, given.steps) for _ in range(given.rounds)]
-        steps = sorted(step for one in found for step in one.steps)
-        middle = statistics.median(statistics.median(one.steps) for one in found)
-        spread = f"{middle:.0f} ({steps[len(steps) // 10]:.0f} to {steps[-len(steps) // 10]:.0f})"
-        met = "yes" if middle <= goal else "NO"
-        report.rows.append([str(running), spread, f"<= {goal}", met, str(found[-1].collections)])
-        report.raw[str(running)] = [one.steps for one in found]
-    about = machine.describe()
-    report.notes = [
-        f"A null model answers at once; {given.rounds} rounds of {given.steps} steps in which every request decodes.",
-        f"{time.strftime('%Y-%m-%d')}, {about['cpu']}, {about['cores']} cores, load per core {machine.load():.2f}.",
-    ]
-    text = "\n".join([f"# {report.title}", "", report.table(), "", *(f"* {note}" for note in report.notes), ""])
-    print(text)
-    (RESULTS / "overhead.md").write_text(text)
-    (RESULTS / "overhead.json").write_text(json.dumps({"notes": report.notes, "microseconds": report.raw}) + "\n")
+    with measured_alone(given, "The engine's own part of a step", HEADS) as report:
+        for running, goal in GOALS.items():
+            found = [measure(running, given.steps) for _ in range(given.rounds)]
+            steps = sorted(step for one in found for step in one.steps)
+            middle = statistics.median(statistics.median(one.steps) for one in found)
+            spread = f"{middle:.0f} ({steps[len(steps) // 10]:.0f} to {steps[-len(steps) // 10]:.0f})"
+            met = "yes" if middle <= goal else "NO"
+            report.rows.append([str(running), spread, f"<= {goal}", met, str(found[-1].collections)])
+            report.raw[str(running)] = [one.steps for one in found]
+        report.notes = [
+            f"A null model answers at once; {given.rounds} rounds of {given.steps} steps in each of which all decode.",
+        ]
 
 
 if __name__ == "__main__":

@@ -93,17 +93,39 @@ def measured(options: argparse.Namespace, model: Model, title: str, columns: lis
     doubts += ["fewer than five rounds"] if options.pairs < 5 else []
     report.facts["suspect"] = ", ".join(doubts)
     own = "" if "SmolLM2" in model.folder.name else f"-{model.folder.name}"
-    _write(options.name or f"{Path(sys.argv[0]).stem}{own}", report)
+    _write(options.name or f"{Path(sys.argv[0]).stem}{own}", report, report.markdown())
 
 
-def _write(name: str, report: Report) -> None:
-    text = report.markdown()
+def _write(name: str, report: Report, text: str) -> None:
     print(f"\n{text}")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
     rows = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
     result = {"title": report.title, **report.facts, "notes": report.notes, "rows": rows, "raw": report.raw}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def parser_alone(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The options of every script that measures in its own process."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--noisy", action="store_true", help="measure even though the machine is busy")
+    made.add_argument("--name", help="name of the result's files (default: the script's)")
+    return made
+
+
+@contextmanager
+def measured_alone(options: argparse.Namespace, title: str, columns: list[str]) -> Iterator[Report]:
+    """As `measured`, for what a script measures in its own process: no model, and no contender but those in it."""
+    machine.require_quiet(options.noisy)
+    report = Report(title, columns)
+    yield report
+    about = machine.describe()
+    report.notes.append(
+        f"{time.strftime('%Y-%m-%d')}, {about['cpu']}, {about['cores']} cores, load per core {machine.load():.2f}."
+    )
+    text = "\n".join([f"# {report.title}", "", report.table(), "", *(f"* {note}" for note in report.notes), ""])
+    _write(options.name or Path(sys.argv[0]).stem, report, text)
 
 
 def spread(values: list[float], digits: int = 1) -> str:
