@@ -99,7 +99,7 @@ def test_so_they_are_of_models_that_see_more_than_tokens(tmp_path: Path, name: s
     replays.sizes = (2, 6)  # so that rows are added that come to nothing
     for samples in (fixture.samples, fixture.samples[:1]):
         assert [answer.tokens for answer in fixture.answers(ahead, samples)] == wanted[: len(samples)]
-    assert {key[0] for key, (_, recording) in replays._steps.items() if recording is not None} == {2, 6}
+    assert {key.size for key, step in replays._steps.items() if step.recording is not None} == {2, 6}
 
 
 def test_so_they_are_where_some_want_more_than_tokens_and_blocks_are_few(tmp_path: Path) -> None:

@@ -54,11 +54,11 @@ def answers(fixture: Fixture, is_recorded: bool, counts: Sequence[int]) -> list[
     engine = fixture.engine(fixture.folder, dtype="bfloat16", block_size=4)
     runner = engine.executor.runner  # type: ignore[attr-defined]
     if not is_recorded:
-        runner._replays = None
+        runner._replays = runner.ahead = None
     found = [fixture.answers(engine, fixture.samples[:count], logprobs=True) for count in counts]
     if is_recorded:
         assert runner._replays._steps
-        assert all((recording is not None) == RECORDS for _, recording in runner._replays._steps.values())
+        assert all((step.recording is not None) == RECORDS for step in runner._replays._steps.values())
     return found
 
 

@@ -38,7 +38,7 @@ def test_a_recorded_step_computes_the_same_numbers(folder: Path, num_rows: int) 
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logprobs=0)
     recorded, plain = (LLM(str(folder), max_model_len=640, block_size=5) for _ in range(2))
     runner = plain.engine.executor.runner  # type: ignore[attr-defined]
-    runner._replays = None
+    runner._replays = runner.ahead = None
     assert answers(recorded, prompts, params) == answers(plain, prompts, params)
     # The recording serves other sequences, in other blocks, and steps of fewer rows.
     assert answers(recorded, prompts[:1], params) == answers(plain, prompts[:1], params)
@@ -51,8 +51,8 @@ def test_decode_steps_of_few_rows_are_recorded_once_for_each_number_of_rows(fold
     llm.generate(["a", "b", "c"], params, use_tqdm=False)
     llm.generate(["a"], params, use_tqdm=False)
     steps = llm.engine.executor.runner._replays._steps  # type: ignore[attr-defined]
-    assert sorted(key[0] for key in steps) == [1, 3]
-    assert all(recording is not None for _, recording in steps.values())
+    assert sorted(key.size for key in steps) == [1, 3]
+    assert all(step.recording is not None for step in steps.values())
 
 
 @pytest.mark.skipif(not RECORDS, reason="this machine's matrices are oneDNN's")
@@ -66,7 +66,7 @@ def test_what_was_forgotten_is_recorded_anew_and_elsewhere(folder: Path) -> None
     replays.forget()
     assert replays._record.keywords["arena"] is not before
     assert llm.generate(["a"], params, use_tqdm=False)[0].outputs[0].token_ids == first
-    assert [recording is not None for _, recording in replays._steps.values()] == [True]
+    assert [step.recording is not None for step in replays._steps.values()] == [True]
 
 
 def test_float32_runs_unrecorded_where_onednn_has_the_matrices(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_steps_of_sizes_that_are_not_captured_get_rows_that_come_to_nothing(tmp_
     runner, other = (llm.engine.executor.runner for llm in (padded, plain))  # type: ignore[attr-defined]
     runner._replays.sizes = (2, 8, 24)
     runner._replays._record = lambda function: (function(), Again(function))
-    other._replays = None
+    other._replays = other.ahead = None
     for count in (num_rows, 1):
         for found, wanted in zip(
             answers(padded, prompts[:count], params), answers(plain, prompts[:count], params), strict=True
@@ -101,7 +101,7 @@ def test_steps_of_sizes_that_are_not_captured_get_rows_that_come_to_nothing(tmp_
             assert found[0] == wanted[0]
             assert found[1] == pytest.approx(wanted[1], abs=1e-5)
     sizes = {2, 8 if num_rows <= 8 else 24} - ({8, 24} if num_rows == 1 else set())
-    assert {key[0] for key in runner._replays._steps} == sizes
+    assert {key.size for key in runner._replays._steps} == sizes
 
 
 #: A stack of state spaces, and one with attention among them: one group of layers, and two.
@@ -141,10 +141,10 @@ def test_a_recorded_step_of_a_state_space_computes_the_same_numbers(recurrent: P
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, logprobs=0)
     recorded, plain = (LLM(str(recurrent), max_model_len=640, block_size=5) for _ in range(2))
     runner = plain.engine.executor.runner  # type: ignore[attr-defined]
-    runner._replays = None
+    runner._replays = runner.ahead = None
     assert answers(recorded, prompts, params) == answers(plain, prompts, params)
     # The recording serves other sequences, in other slots, and a sequence that only begins: its prompt is one token.
     steps = recorded.engine.executor.runner._replays._steps  # type: ignore[attr-defined]
-    assert all((recording is not None) == RECORDS for _, recording in steps.values())
+    assert all((step.recording is not None) == RECORDS for step in steps.values())
     assert answers(recorded, prompts[:1], params) == answers(plain, prompts[:1], params)
     assert answers(recorded, prompts[-1:], params) == answers(plain, prompts[-1:], params)

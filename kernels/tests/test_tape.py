@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
 import bestiary_kernels as kernels
-from bestiary_kernels import Arena, PackedLinear, Tape, library
+from bestiary_kernels import Arena, Onward, PackedLinear, Tape, library
 from bestiary_kernels.linear import MOST_ROWS
 
 needs_library = pytest.mark.skipif(library.active() is None, reason="no C++ library is in use")
@@ -61,6 +62,65 @@ def test_recordings_share_an_arena_and_each_computes_its_own() -> None:
         for x, tape in zip(inputs, tapes, strict=True):
             torch.testing.assert_close(tape.replay(), kernels.add_rms_norm(x, None, scale, 1e-5)[0], atol=0, rtol=0)
     assert tapes[0].output.data_ptr() == tapes[2].output.data_ptr()
+
+
+class Chain:
+    """A recorded step that says of each row's token which one comes next, and its counters."""
+
+    def __init__(self, following: list[int], starts: list[int]) -> None:
+        """`following`: of each token the next one; -1: no number. Beyond the last token the step fails."""
+        self.table = table = torch.zeros(len(following), len(following) + 1)
+        for token, after in enumerate(following):
+            table[token, after] = 1 if after >= 0 else float("nan")
+        self.tokens = torch.tensor(starts)
+        self.places, self.slots = torch.arange(len(starts), dtype=torch.int32), 10 * torch.arange(len(starts))
+        best, tape = Tape.record(lambda: kernels.greedy(kernels.embedding(table, self.tokens)))
+        assert tape is not None
+        self.onward = Onward(tape, best, self.tokens, [self.places, self.slots])
+
+    def run(self, most: int = 9, ends: Sequence[Sequence[int]] | None = None, seconds: float = 60) -> list[list[int]]:
+        return self.onward.run(most, [()] * len(self.tokens) if ends is None else ends, seconds)
+
+
+@needs_library
+def test_a_step_begins_with_what_the_one_before_found() -> None:
+    chain = Chain([1, 2, 3, 4, 0], [0, 3, 1])
+    assert chain.run(4) == [[1, 4, 2], [2, 0, 3], [3, 1, 4], [4, 2, 0]]
+    # The input is the last step's, each of whose counters went up three times.
+    assert chain.tokens.tolist() == [3, 1, 4]
+    assert chain.places.tolist() == [3, 4, 5]
+    assert chain.slots.tolist() == [3, 13, 23]
+    assert chain.run(1) == [[4, 2, 0]]
+
+
+@needs_library
+def test_nothing_comes_after_an_end_or_what_is_no_number() -> None:
+    assert Chain([1, 2, 3, 4, 0], [0, 3]).run(ends=[(3, 9), (3,)]) == [[1, 4], [2, 0], [3, 1]]
+    assert Chain([1, 2, 3, 4, 0], [0, 3]).run(3, ends=[(4,), (3,)]) == [[1, 4], [2, 0], [3, 1]]
+    assert Chain([1, 2, -1], [0, 0]).run() == [[1, 1], [2, 2], [-1, -1]]
+
+
+@needs_library
+def test_time_that_is_up_ends_it_after_the_first_step() -> None:
+    assert Chain([1, 0], [0]).run(seconds=0) == [[1]]
+    assert len(Chain([1, 0], [0]).run(50)) == 50
+
+
+@needs_library
+def test_a_later_step_that_fails_is_not_there_and_a_first_one_raises() -> None:
+    chain = Chain([1, 2], [0])
+    assert chain.run() == [[1], [2]]
+    with pytest.raises(IndexError, match="embedding"):
+        chain.run()
+
+
+@needs_library
+def test_what_does_not_go_from_row_to_row_is_refused() -> None:
+    logits = torch.zeros(2, 3)
+    _, tape = Tape.record(lambda: kernels.greedy(logits))
+    assert tape is not None
+    with pytest.raises(ValueError, match="one number a row"):
+        Onward(tape, torch.zeros(2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), [])
 
 
 @needs_library

@@ -5,7 +5,7 @@ it: one position further, in the same blocks, after a token that the GPU itself 
 for comes to nothing: it wrote where its sequence alone writes, before whoever may get those blocks next.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from msgspec.structs import replace
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bestiary.cache import CacheGroup
 from bestiary.replay import Replays
-from bestiary.sampling.sampler import Choice, Row, choose
-from bestiary.step import StepResult, StepRow
+from bestiary.sampling.sampler import Choice, choose
+from bestiary.step import Compute, StepResult, StepRow
 
 __all__ = ["Ahead"]
 
@@ -56,9 +56,8 @@ class Ahead:
         self._is_constant = [group.is_constant for group in groups]
         self._flight: _Flight | None = None
 
-    def execute(
-        self, rows: Sequence[StepRow], now: Callable[[Sequence[StepRow]], list[StepResult]]
-    ) -> list[StepResult]:
+    @torch.inference_mode()
+    def execute(self, rows: Sequence[StepRow], now: Compute) -> list[StepResult]:
         """The results of `rows`; `now` computes those that were not foreseen.
 
         What is on its way is kept until it is here, so that after an interruption it can be asked for again.
@@ -107,10 +106,7 @@ class Ahead:
 
     def _goes_on(self, row: StepRow) -> bool:
         """Its answer does not end with this step, unless by the token itself."""
-        sampling = row.sampling
-        most = None if sampling is None else sampling.params.max_tokens
-        is_last = sampling is None or (most is not None and sampling.num_output + 1 >= most)
-        return not is_last and row.start + 2 < self._longest
+        return row.sampling is not None and row.sampling.left > 1 and row.start + 2 < self._longest
 
     def _has_room(self, row: StepRow) -> bool:
         """Blocks for the token after this one are there."""
@@ -121,10 +117,8 @@ class Ahead:
         )
 
     def _next(self, row: StepRow, place: int) -> StepRow:
-        known = row.sampling
-        assert known is not None
-        sampling = Row(known.params, known.tokens, known.num_prompt, known.seed, known.end_ids, on_their_way=1)
-        return replace(row, tokens=[place], start=row.start + 1, sampling=sampling)
+        assert row.sampling is not None
+        return replace(row, tokens=[place], start=row.start + 1, sampling=replace(row.sampling, on_their_way=1))
 
     def _swapped(self, row: StepRow) -> StepRow:
         """With states as they are once this step is taken in: what it writes, the next one reads."""

@@ -179,7 +179,7 @@ class Engine:
         )
         logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         seed = (seed + 2**63) % 2**64 - 2**63
-        row = Row(params, sequence.tokens, sequence.num_prompt, seed, request.end_ids)
+        row = Row(params, sequence.tokens, sequence.num_prompt, seed, request.end_ids, unread=request.final_only)
         return Answer(request, index, sequence, text, row, logprobs)
 
     def abort(self, request_ids: Iterable[str]) -> list[RequestOutput]:
@@ -303,8 +303,7 @@ class Engine:
         # Below min_tokens the sampler forbids end tokens, and stop strings do not count.
         may_stop = sequence.num_output > params.min_tokens or params.min_tokens == 0
         is_end = may_stop and token in request.end_ids
-        limit = params.max_tokens is not None and sequence.num_output >= params.max_tokens
-        full = limit or len(sequence.tokens) >= self.executor.max_model_len
+        full = answer.row.left <= 0 or len(sequence.tokens) >= self.executor.max_model_len
         found = answer.text.push(token, final=full, stop_token=is_end, may_stop=may_stop).stopped_by
         if is_end:
             self._finish(answer, "stop", token if token in (params.stop_token_ids or ()) else None)

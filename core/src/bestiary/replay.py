@@ -5,11 +5,10 @@ each, always runs the same kernels on the same memory; only what lies in its inp
 kernels, on a GPU a graph.
 """
 
-import ctypes
 from array import array
 from collections.abc import Callable, Sequence, Set
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +18,25 @@ from bestiary.batch import Batch, Crossing, Pages, Slots
 from bestiary.blocks import Decoder, Kind, Lanes
 from bestiary.sampling.sampler import Choice, Row, sample
 from bestiary.step import StepRow
-from bestiary_kernels import Arena, Graph, Tape
+from bestiary_kernels import Arena, Graph, Onward, Tape
+from bestiary_kernels.host import HostMemory, bytes_of
 from bestiary_kernels.linear import MOST_ROWS
 
 __all__ = ["Found", "Record", "Recording", "Replays"]
 
 #: Rows of the steps that are captured on a GPU. Others get rows that come to nothing, up to the next of these sizes.
 _SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
+
+class _Key(NamedTuple):
+    """Rows, whether any of them has an adapter, and whether they look at more than tokens, or some of them.
+
+    What stands beside the matrices, and layers that look, are left out where nobody needs them.
+    """
+
+    size: int
+    adapted: bool
+    looking: frozenset[bool]
 
 
 class Found(NamedTuple):
@@ -41,7 +52,7 @@ class Found(NamedTuple):
     def of(cls, logits_RV: Tensor) -> "Found":
         """What these logits say."""
         best_R = kernels.greedy(logits_RV)
-        return cls(logits_RV, best_R, None if best_R.is_cuda else _bytes_of(best_R).cast("q"))
+        return cls(logits_RV, best_R, None if best_R.is_cuda else bytes_of(best_R).cast("q"))
 
     def first(self, count: int) -> "Found":
         """What belongs to so many rows."""
@@ -49,7 +60,7 @@ class Found(NamedTuple):
 
     def choices(self, rows: Sequence[Row]) -> list[Choice]:
         """A token for each row. Without torch where it can be: of that a step's weights leave nothing in the caches."""
-        if self.best is not None and all(row.is_plain and row.params.is_greedy for row in rows):
+        if self.best is not None and all(row.is_greedy for row in rows):
             return [Choice.of(token) for token in self.best]
         return sample(self.logits_RV, rows, self.best_R)
 
@@ -81,17 +92,10 @@ class Replays:
         self._lanes, self._model, self._caches, self._device = lanes, model, caches, device
         self._layout = _Layout(tuple(kinds), block_size, longest)
         self._crosses = any(kind.crossed is not None for kind in kinds)
-        #: By rows, whether any of them has an adapter, and whether they look at more than tokens, or some of them. What
-        #: stands beside the matrices, and layers that look, are left out where nobody needs them.
-        self._steps: dict[tuple[int, bool, frozenset[bool]], tuple[_Step, Recording | None]] = {}
+        self._steps: dict[_Key | None, _Step] = {}
         #: Sizes that are recorded; None: each as it comes, up to the most that a packed product takes.
         self.sizes = None if device.type == "cpu" else _SIZES
         self._record = self._recorder()
-
-    def _takes(self, rows: Sequence[StepRow]) -> bool:
-        """Steps of this size are worth a recording, and each row is one token's."""
-        most = MOST_ROWS if self.sizes is None else self.sizes[-1]
-        return len(rows) <= most and all(row.decodes for row in rows)
 
     def run(self, rows: Sequence[StepRow], tokens: Tensor | None = None) -> Found | None:
         """What rows of one token each give, valid until the next step; None where there is no recording.
@@ -99,26 +103,42 @@ class Replays:
         `tokens` [R] stand for the rows' own where only the device knows those. A model of which some part is not a
         kernel of ours cannot be recorded, and is only tried once.
         """
-        if not self._takes(rows):
+        key = self._key(rows)
+        if key is None:
             return None
-        count = len(rows)
+        if (step := self._steps.get(key)) is None:
+            step = _Step(key, self._layout, self._caches, self._device)
+            step.write(rows, tokens)
+            self._lanes.set({"tokens": step.adapters, "outputs": step.adapters} if key.adapted else {})
+            with torch.inference_mode():
+                found, step.recording = self._record(lambda: Found.of(self._model.logits(self._model(step.batch))))
+            self._steps[key] = step
+        elif step.recording is None:
+            return None
+        else:
+            step.write(rows, tokens)
+            found = step.recording.replay()
+        return found if len(rows) == key.size else found.first(len(rows))
+
+    def run_on(self, rows: Sequence[StepRow], most: int, seconds: float) -> list[list[int]] | None:
+        """By step the likeliest tokens of up to `most` steps in a row, at least one; None where there is no tape.
+
+        The first step after which a row's answer ends is the last one.
+        """
+        step = self._steps.get(self._key(rows))
+        if step is None or not isinstance(step.recording, Tape):
+            return None
+        step.write(rows, None)
+        return step.onward(step.recording).run(most, [r.end_ids for row in rows if (r := row.sampling)], seconds)
+
+    def _key(self, rows: Sequence[StepRow]) -> _Key | None:
+        """None where a step of this size is not worth a recording, or not each row is one token's."""
+        most, count = MOST_ROWS if self.sizes is None else self.sizes[-1], len(rows)
+        if count > most or not all(row.decodes for row in rows):
+            return None
         size = count if self.sizes is None else next(size for size in self.sizes if size >= count)
         looking = {bool(row.inputs.crossed) for row in rows} if self._crosses else {False}
-        key = size, any(row.adapter >= 0 for row in rows), frozenset(looking)
-        if key in self._steps:
-            step, recording = self._steps[key]
-            if recording is None:
-                return None
-            step.write(rows, tokens)
-            found = recording.replay()
-            return found if count == size else found.first(count)
-        step = _Step(size, self._layout, self._caches, looking, self._device)
-        step.write(rows, tokens)
-        self._lanes.set({"tokens": step.adapters, "outputs": step.adapters} if key[1] else {})
-        with torch.inference_mode():
-            found, recording = self._record(lambda: Found.of(self._model.logits(self._model(step.batch))))
-        self._steps[key] = step, recording
-        return found.first(count)
+        return _Key(size, any(row.adapter >= 0 for row in rows), frozenset(looking))
 
     def forget(self) -> None:
         """The model has changed: record anew, in new memory, since a pool whose last graph is gone takes no other."""
@@ -130,11 +150,6 @@ class Replays:
         if self._device.type == "cpu":
             return partial(Tape.record, arena=Arena())
         return partial(Graph.capture, pool=torch.cuda.graph_pool_handle())
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The host's memory behind a dense tensor, which the view does not keep."""
-    return memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
 
 
 class _Layout(NamedTuple):
@@ -149,39 +164,10 @@ class _Layout(NamedTuple):
         return -(-(self.longest if kind.crossed is None else kind.crossed) // self.block_size)
 
 
-class _Memory:
-    """Numbers that the host writes and kernels read: on a CPU in one place, on a GPU in a copy that `send` brings."""
-
-    def __init__(self, words: int, device: torch.device) -> None:
-        self._host = torch.zeros(words, dtype=torch.int64, pin_memory=device.type != "cpu")
-        self._there = self._host if device.type == "cpu" else self._host.to(device)
-        self._memory = _bytes_of(self._host)
-        self._used = 0
-        self._sent = None if device.type == "cpu" else torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-    def take(self, count: int, dtype: torch.dtype) -> tuple[memoryview, Tensor]:
-        """So many numbers, as the host writes them, and as kernels read them."""
-        begin, end = self._used, self._used + count * dtype.itemsize
-        self._used = -(-end // 8) * 8
-        code: Any = {torch.int64: "q", torch.int32: "i", torch.bool: "?"}[dtype]
-        return self._memory[begin:end].cast(code), self._there.view(torch.uint8)[begin:end].view(dtype)
-
-    def wait(self) -> None:
-        """Until what was sent last has left: before that it must not be written over."""
-        if self._sent is not None:
-            self._sent.synchronize()
-
-    def send(self) -> None:
-        """Let kernels that are launched from now on see what was written."""
-        if self._sent is not None:
-            self._there.copy_(self._host, non_blocking=True)
-            self._sent.record()
-
-
 class _Tables:
     """[n, most blocks] int32: the blocks of `n` rows."""
 
-    def __init__(self, n: int, most_blocks: int, memory: _Memory) -> None:
+    def __init__(self, n: int, most_blocks: int, memory: HostMemory) -> None:
         self._most = most_blocks
         self._numbers, numbers = memory.take(n * most_blocks, torch.int32)
         self.tensor = numbers.view(n, most_blocks)
@@ -195,7 +181,7 @@ class _Tables:
 class _PagedRows:
     """Where the tokens of `n` rows are kept by one group of layers."""
 
-    def __init__(self, n: int, most_blocks: int, block_size: int, memory: _Memory) -> None:
+    def __init__(self, n: int, most_blocks: int, block_size: int, memory: HostMemory) -> None:
         self._size, self._tables = block_size, _Tables(n, most_blocks, memory)
         self._slots, slots = memory.take(n, torch.int64)
         self.pages = Pages(self._tables.tensor, slots)
@@ -213,7 +199,7 @@ class _PagedRows:
 class _CrossedRows:
     """Where what `n` rows look at beside their tokens is kept by one group of layers."""
 
-    def __init__(self, n: int, most_blocks: int, looking: Set[bool], memory: _Memory) -> None:
+    def __init__(self, n: int, most_blocks: int, looking: Set[bool], memory: HostMemory) -> None:
         self._tables = _Tables(n, most_blocks, memory)
         self._lens, lens = memory.take(n, torch.int32)
         self._looks, looks = memory.take(n, torch.bool)
@@ -233,7 +219,7 @@ class _CrossedRows:
 class _StateRows:
     """Where the states of `n` rows are kept by one group of layers."""
 
-    def __init__(self, n: int, memory: _Memory) -> None:
+    def __init__(self, n: int, memory: HostMemory) -> None:
         self._read, read = memory.take(n, torch.int64)
         self._write, write = memory.take(n, torch.int64)
         self._fresh, fresh = memory.take(n, torch.bool)
@@ -250,48 +236,55 @@ class _StateRows:
         self._fresh[i] = True
 
 
+_Rows = _PagedRows | _StateRows | _CrossedRows
+
+
+def _rows(kind: Kind, n: int, layout: _Layout, looking: Set[bool], memory: HostMemory) -> _Rows:
+    """Where what a group of layers of that kind keeps of `n` rows lies."""
+    if kind.fixed is not None:
+        return _StateRows(n, memory)
+    if kind.crossed is not None:
+        return _CrossedRows(n, layout.most_blocks(kind), looking, memory)
+    return _PagedRows(n, layout.most_blocks(kind), layout.block_size, memory)
+
+
 class _Step:
     """The input of a step of `n` rows, in memory that stays where it is."""
 
     def __init__(
         self,
-        n: int,
+        key: _Key,
         layout: _Layout,
         caches: Sequence[tuple[Tensor, ...]],
-        looking: Set[bool],
         device: torch.device,
     ) -> None:
+        n = self._size = key.size
+        self.recording: Recording | None = None
         words = sum(3 * n + n * layout.most_blocks(kind) // 2 + 1 for kind in layout.kinds)
-        memory = self._memory = _Memory(4 * n + words, device)
-        self._size = n
+        memory = self._memory = HostMemory(4 * n + words, device)
         self._tokens, tokens = memory.take(n, torch.int64)
         self._positions, positions = memory.take(n, torch.int64)
         self._lengths, lengths = memory.take(n, torch.int32)
         self._adapters, self.adapters = memory.take(n, torch.int32)
-        paged, states, crossed = dict[int, _PagedRows](), dict[int, _StateRows](), dict[int, _CrossedRows]()
-        for g, kind in enumerate(layout.kinds):
-            if kind.fixed is not None:
-                states[g] = _StateRows(n, memory)
-            elif kind.crossed is not None:
-                crossed[g] = _CrossedRows(n, layout.most_blocks(kind), looking, memory)
-            else:
-                paged[g] = _PagedRows(n, layout.most_blocks(kind), layout.block_size, memory)
-        self._groups: list[tuple[int, _PagedRows | _StateRows | _CrossedRows]] = [
-            *paged.items(),
-            *states.items(),
-            *crossed.items(),
-        ]
+        self._groups = {g: _rows(kind, n, layout, key.looking, memory) for g, kind in enumerate(layout.kinds)}
+        groups = self._groups.items()
         self.batch = Batch(
             token_ids=tokens,
             positions=positions,
             query_starts=torch.arange(n + 1, dtype=torch.int32, device=device),
             context_lens=lengths,
-            pages={g: rows.pages for g, rows in paged.items()},
-            states={g: rows.slots for g, rows in states.items()},
+            pages={g: rows.pages for g, rows in groups if isinstance(rows, _PagedRows)},
+            states={g: rows.slots for g, rows in groups if isinstance(rows, _StateRows)},
             output_rows=None,
             caches=caches,
-            crossings={g: rows.crossing for g, rows in crossed.items()},
+            crossings={g: rows.crossing for g, rows in groups if isinstance(rows, _CrossedRows)},
         )
+
+    def onward(self, tape: Tape[Found]) -> Onward:
+        """The tape on its way, while each row's next token comes into the same block."""
+        batch = self.batch
+        slots = [pages.slots for pages in batch.pages.values()]
+        return Onward(tape, tape.output.best_R, batch.token_ids, [batch.positions, batch.context_lens, *slots])
 
     def write(self, rows: Sequence[StepRow], tokens: Tensor | None) -> None:
         """Put the rows where the recorded kernels read them. What is left of the step's rows comes to nothing."""
@@ -301,12 +294,12 @@ class _Step:
             # Beyond a prompt that has several axes of positions a token's position is one and the same on each.
             self._tokens[i], self._positions[i] = row.tokens[0], start + row.inputs.shift
             self._lengths[i], self._adapters[i] = start + 1, row.adapter
-            for g, group in self._groups:
+            for g, group in self._groups.items():
                 group.write(i, row, row.blocks[g])
         for i in range(len(rows), self._size):
             self._tokens[i] = self._positions[i] = 0
             self._lengths[i], self._adapters[i] = 1, -1
-            for _, group in self._groups:
+            for group in self._groups.values():
                 group.skip(i)
         self._memory.send()
         if tokens is not None:

@@ -14,6 +14,7 @@ from bestiary.ahead import Ahead
 from bestiary.architecture import Architecture
 from bestiary.batch import Batch, Crossing, Pages, Slots, Vectors
 from bestiary.blocks import Adaptable, Decoder, Embedding, Lanes, Over, Pooler, Update
+from bestiary.bursts import Bursts
 from bestiary.cache import CacheGroup, store
 from bestiary.checkpoint import Checkpoint, ConfigFile
 from bestiary.config import EngineConfig
@@ -85,23 +86,22 @@ class Runner:
         if self.device.type == "cpu":  # what was loaded has gone its way; from here on all steps ask for the same
             keep_freed()
         self._replays: Replays | None = None
+        #: Who computes what steps that follow will ask for.
+        self.ahead: Ahead | Bursts | None = None
         if self._mesh.is_alone:
-            where = self.block_size, self.max_model_len, self._lanes, self.device
-            self._replays = Replays(self._model, self._caches, kinds, *where)
-        #: On a GPU, whose host would keep it waiting.
-        self.ahead: Ahead | None = None
-        if self._replays is not None and self.device.type == "cuda":
-            self.ahead = Ahead(self._replays, self.groups, self.block_size, self.max_model_len)
+            where = self.block_size, self.max_model_len
+            self._replays = Replays(self._model, self._caches, kinds, *where, self._lanes, self.device)
+            if self.device.type == "cuda":  # whose host would keep it waiting
+                self.ahead = Ahead(self._replays, self.groups, *where)
+            elif all(group.fixed is None for group in self.groups):  # a state is gone once the next but one is there
+                self.ahead = Bursts(self._replays, *where)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step. Safe to repeat: a row writes the same keys and values into its own blocks each time.
 
         Of several ranks one has results, and the others none.
         """
-        if self.ahead is None:
-            return self._now(rows)
-        with torch.inference_mode():
-            return self.ahead.execute(rows, self._now)
+        return self._now(rows) if self.ahead is None else self.ahead.execute(rows, self._now)
 
     def _now(self, rows: Sequence[StepRow]) -> list[StepResult]:
         found = None if self._replays is None else self._replays.run(rows)

@@ -3,7 +3,7 @@
 Of these there are hundreds in a step: Python's garbage collector does not count them, since they never form a cycle.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from bestiary.inputs import NOTHING, Inputs
 from bestiary.sampling.sampler import Choice, Row, TopLogprobs
 
-__all__ = ["StepResult", "StepRow"]
+__all__ = ["Compute", "StepResult", "StepRow"]
 
 
 class StepRow(msgspec.Struct, gc=False):
@@ -49,3 +49,7 @@ class StepResult(msgspec.Struct, gc=False):
     prompt: Sequence[TopLogprobs] = ()
     #: [num_vectors, width] float32, on the CPU
     vectors: Tensor | None = None
+
+
+#: Runs a step of these rows.
+Compute = Callable[[Sequence[StepRow]], list[StepResult]]

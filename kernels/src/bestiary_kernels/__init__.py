@@ -22,11 +22,12 @@ from bestiary_kernels.quantised import QuantisedLinear, dequantise, quantise
 from bestiary_kernels.rotary import rotary, rotary_cache_write
 from bestiary_kernels.sampling import draw, greedy
 from bestiary_kernels.scan import selective_scan
-from bestiary_kernels.tape import Arena, Tape
+from bestiary_kernels.tape import Arena, Onward, Tape
 
 __all__ = [
     "Arena",
     "Graph",
+    "Onward",
     "PackedLinear",
     "QuantisedLinear",
     "SqueezedExperts",

@@ -79,6 +79,7 @@ SIGNATURES: dict[str, list[Any]] = {
     "quantised_linear": [_POINTER, _POINTER, _POINTER, _SIZE],
     "read_memory": [_POINTER, _SIZE, _INT],
     "replay": [_POINTER, _SIZE, _POINTER],
+    "replay_on": [_POINTER, _SIZE, *[_POINTER] * 3],
 }
 # The numbers of `Status` in simd.hpp.
 _ERRORS: dict[int, tuple[type[Exception], str]] = {

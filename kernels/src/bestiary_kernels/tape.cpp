@@ -1,5 +1,6 @@
 // Runs a list of recorded calls, so that a step costs one call from Python however many operations it has.
 #include "simd.hpp"
+#include <time.h>
 #include <utility>  // index_sequence: a type only, no function that two variants could share
 
 namespace {
@@ -76,15 +77,84 @@ inline int run(const Recorded& entry) {
     return BAD_ROW;
 }
 
+inline int run_all(const Recorded* entries, int64_t count, int64_t* at) {
+    for (*at = 0; *at < count; ++*at)
+        if (const int status = run(entries[*at]); status != OK) return status;
+    return OK;
+}
+
+// Numbers of which each goes up by one from step to step, of 4 or 8 bytes.
+struct Counter {
+    void* numbers;
+    int64_t bytes;
+};
+
+// As `tape.py` writes it: what makes a step's input the next one's, and when there is no next one.
+struct Onward {
+    int64_t rows;
+    const int64_t* best;  // what a step finds
+    int64_t* tokens;      // what the next one begins with
+    const Counter* counters;
+    int64_t num_counters;
+    const int64_t* ends;  // each row's tokens that no step comes after
+    int64_t num_ends, most, nanoseconds;
+    int64_t* found;  // [most][rows]
+
+    bool is_end(int64_t row) const {
+        if (best[row] < 0) return true;
+        for (int64_t i = row * num_ends; i < (row + 1) * num_ends; ++i)
+            if (ends[i] == best[row]) return true;
+        return false;
+    }
+    // Keeps what step `done` found; true if another one may come.
+    bool take(int64_t done) const {
+        bool goes_on = done + 1 < most;
+        for (int64_t row = 0; row < rows; ++row) {
+            found[done * rows + row] = best[row];
+            goes_on = goes_on && !is_end(row);
+        }
+        return goes_on;
+    }
+    void advance() const {
+        memcpy(tokens, best, size_t(rows) * sizeof(int64_t));
+        for (int64_t i = 0; i < num_counters; ++i)
+            for (int64_t row = 0; row < rows; ++row)
+                if (counters[i].bytes == 4)
+                    ++((int32_t*)counters[i].numbers)[row];
+                else
+                    ++((int64_t*)counters[i].numbers)[row];
+    }
+};
+
+inline int64_t nanoseconds() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return int64_t(now.tv_sec) * 1000000000 + now.tv_nsec;
+}
+
 }  // namespace
 
 // Stops at the first call that fails, whose place `*at` then is, and returns its status. The threads stay together from
 // the first call to the last: a region for each loop would wait at its end for threads that have nothing to do.
 EXPORT(int, replay)(const Recorded* entries, int64_t count, int64_t* at) {
     int status = OK;
+    Crew::run([&] { status = run_all(entries, count, at); });
+    return status;
+}
+
+// Step after step, until there is none to come or the next one would likely end too late. Of one that fails and those
+// after it nothing is said: *done counts the others.
+EXPORT(int, replay_on)(const Recorded* entries, int64_t count, int64_t* at, const Onward* onward, int64_t* done) {
+    int status = OK;
+    *done = 0;
     Crew::run([&] {
-        for (*at = 0; *at < count; ++*at)
-            if ((status = run(entries[*at])) != OK) return;
+        const int64_t begin = nanoseconds();
+        for (bool goes_on = true; goes_on && (status = run_all(entries, count, at)) == OK;) {
+            goes_on = onward->take((*done)++);
+            const int64_t taken = nanoseconds() - begin;
+            goes_on = goes_on && taken + taken / *done <= onward->nanoseconds;
+            if (goes_on) onward->advance();
+        }
     });
     return status;
 }

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bestiary_kernels import library
 
-__all__ = ["Arena", "Tape"]
+__all__ = ["Arena", "Onward", "Tape"]
 
 #: What a recorded function returns: tensors.
 Found = TypeVar("Found")
@@ -66,6 +66,25 @@ class _Recorded(ctypes.Structure):
     _fields_ = (("operation", ctypes.c_int64), ("arguments", ctypes.POINTER(_Slot)))
 
 
+class _Counter(ctypes.Structure):
+    _fields_ = (("numbers", ctypes.c_void_p), ("bytes", ctypes.c_int64))
+
+
+class _Onward(ctypes.Structure):
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("best", ctypes.c_void_p),
+        ("tokens", ctypes.c_void_p),
+        ("counters", ctypes.POINTER(_Counter)),
+        ("num_counters", ctypes.c_int64),
+        ("ends", ctypes.c_void_p),
+        ("num_ends", ctypes.c_int64),
+        ("most", ctypes.c_int64),
+        ("nanoseconds", ctypes.c_int64),
+        ("found", ctypes.c_void_p),
+    )
+
+
 class Arena:
     """Memory that recordings share: of tapes that are never replayed at the same time, each starts from its beginning.
 
@@ -97,14 +116,14 @@ class Arena:
 class Tape(Generic[Found]):
     """The kernels that a function called, in their order, and the memory that they share."""
 
-    def __init__(self, output: Found, entries: list[tuple[int, Any]], kept: list[Any], replay: Any) -> None:
+    def __init__(self, output: Found, entries: list[tuple[int, Any]], kept: list[Any], kernels: Any) -> None:
         #: What the function returned; a replay writes it anew, in place.
         self.output = output
         self._kept = (entries, kept)  # whose addresses the entries hold
         self._entries = (_Recorded * len(entries))(*(_Recorded(operation, slots) for operation, slots in entries))
         self._names = [_OPERATIONS[operation] for operation, _ in entries]
         self._at = ctypes.c_int64()
-        self._replay = replay
+        self._kernels = kernels
 
     @classmethod
     def record(cls, function: Callable[[], Found], arena: Arena | None = None) -> tuple[Found, Tape[Found] | None]:
@@ -120,14 +139,51 @@ class Tape(Generic[Found]):
             output = function()
         if recorder.strangers or not recorder.entries:
             return output, None
-        return output, cls(output, recorder.entries, recorder.kept, kernels.replay)
+        return output, cls(output, recorder.entries, recorder.kept, kernels)
 
     def replay(self) -> Found:
         """Compute again, from what the inputs' memory holds now, and return `output`. Raises as the kernels do."""
-        failed = self._replay(self._entries, len(self._names), ctypes.byref(self._at))
+        failed = self._kernels.replay(self._entries, len(self._names), ctypes.byref(self._at))
         if failed:
             library.fail(self._names[self._at.value], failed)
         return self.output
+
+    def run_on(self, step: ctypes.Structure, done: ctypes.c_int64) -> None:
+        """Compute again and again, as `Onward` says; how often is then in `done`."""
+        where = ctypes.byref(self._at), ctypes.byref(step), ctypes.byref(done)
+        failed = self._kernels.replay_on(self._entries, len(self._names), *where)
+        if failed and not done.value:
+            library.fail(self._names[self._at.value], failed)
+
+
+class Onward:
+    """A tape whose steps follow each other: what one finds the next one begins with, and its counters go up by one.
+
+    `best` [R] int64 is what a step finds, `tokens` [R] int64 what it begins with; `counters` [R] are int32 or int64.
+    """
+
+    def __init__(self, tape: Tape[Any], best: Tensor, tokens: Tensor, counters: Sequence[Tensor]) -> None:
+        if not all(x.is_contiguous() and x.shape == best.shape for x in (best, tokens, *counters)):
+            raise ValueError("Onward: best, tokens and counters must be dense, and one number a row")
+        self._tape, self._kept = tape, (best, tokens, counters)
+        pairs = [_Counter(counter.data_ptr(), counter.element_size()) for counter in counters]
+        ups = (_Counter * len(pairs))(*pairs)
+        self._step = _Onward(best.numel(), best.data_ptr(), tokens.data_ptr(), ups, len(pairs))
+
+    def run(self, most: int, ends: Sequence[Sequence[int]], seconds: float) -> list[list[int]]:
+        """Compute up to `most` steps one after the other; the tokens of each step that was computed, at least one.
+
+        None comes after one in which a row finds one of its `ends`, or -1, nor one that would likely end later than
+        `seconds` from now. What fails after the first step is left to whoever asks for it again.
+        """
+        step, rows, num_ends = self._step, self._step.rows, max(map(len, ends))
+        found, done = (ctypes.c_int64 * (most * rows))(), ctypes.c_int64()
+        padded = [end for each in ends for end in (*each, *[-1] * (num_ends - len(each)))]
+        known_ends = (ctypes.c_int64 * len(padded))(*padded)
+        step.found, step.ends, step.num_ends = ctypes.addressof(found), ctypes.addressof(known_ends), num_ends
+        step.most, step.nanoseconds = most, int(seconds * 1e9)
+        self._tape.run_on(step, done)
+        return [found[at * rows : (at + 1) * rows] for at in range(done.value)]
 
 
 class _Notes:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, quantiles
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from cyclopts import App, Parameter
 
@@ -26,21 +26,12 @@ __all__ = ["command", "latency", "throughput"]
 
 command = App(name="bench")
 
-_ENGINE = EngineFlags()
-_InputLen = Annotated[int, Parameter(help="Tokens of each prompt.")]
-_OutputLen = Annotated[int, Parameter(help="Tokens of each answer.")]
-_NumIters = Annotated[int, Parameter(help="Times that all of it runs.")]
-_Warmup = Annotated[
-    int, Parameter(name=("--warmup", "--num-iters-warmup"), help="Times before that count for nothing.")
-]
-_Json = Annotated[Path | None, Parameter(name=("--json", "--output-json"), help="Write the figures to this file.")]
-
 
 @dataclass(frozen=True)
 class _Workload:
     """Requests that all arrive at once, and how often they do."""
 
-    benchmark: Literal["latency", "throughput"]
+    benchmark: str
     num_requests: int
     input_len: int
     output_len: int
@@ -53,38 +44,48 @@ class _Workload:
                 raise UsageError(f"{name.replace('_', '-')} is {value}: it must be at least {least}")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class _Flags:
+    """How much is asked, and how often."""
+
+    input_len: Annotated[int, Parameter(help="Tokens of each prompt.")] = 32
+    output_len: Annotated[int, Parameter(help="Tokens of each answer.")] = 128
+    num_iters: Annotated[
+        int | None, Parameter(help="Times that all of it runs: 5 for latency and 1 for throughput if not given.")
+    ] = None
+    warmup: Annotated[
+        int, Parameter(name=("--warmup", "--num-iters-warmup"), help="Times before that count for nothing.")
+    ] = 1
+    json: Annotated[
+        Path | None, Parameter(name=("--json", "--output-json"), help="Write the figures to this file.")
+    ] = None
+
+    def of(self, benchmark: str, num_requests: int, num_iters: int) -> _Workload:
+        """What is asked then, so many times where nobody says how many."""
+        times = num_iters if self.num_iters is None else self.num_iters
+        return _Workload(benchmark, num_requests, self.input_len, self.output_len, times, self.warmup)
+
+
+_ENGINE, _WORK = EngineFlags(), _Flags()
+
+
+_Batch = Annotated[int, Parameter(help="Requests at once.")]
+_Prompts = Annotated[int, Parameter(help="Requests, all there from the start.")]
+
+
 @command.command(name="latency", help="How long one batch of requests takes.")
-def latency(
-    model: Model,
-    /,
-    *,
-    input_len: _InputLen = 32,
-    output_len: _OutputLen = 128,
-    batch_size: Annotated[int, Parameter(help="Requests at once.")] = 8,
-    num_iters: _NumIters = 5,
-    warmup: _Warmup = 1,
-    json: _Json = None,
-    engine: EngineFlags = _ENGINE,
-) -> None:
+def latency(model: Model, /, *, batch_size: _Batch = 8, work: _Flags = _WORK, engine: EngineFlags = _ENGINE) -> None:
     """Measure how long a batch takes."""
-    _bench(model, _Workload("latency", batch_size, input_len, output_len, num_iters, warmup), engine, json)
+    _bench(model, work.of("latency", batch_size, 5), engine, work.json)
 
 
 @command.command(name="throughput", help="How many tokens a second come out of many requests.")
 def throughput(
-    model: Model,
-    /,
-    *,
-    input_len: _InputLen = 32,
-    output_len: _OutputLen = 128,
-    num_prompts: Annotated[int, Parameter(help="Requests, all there from the start.")] = 64,
-    num_iters: _NumIters = 1,
-    warmup: _Warmup = 1,
-    json: _Json = None,
-    engine: EngineFlags = _ENGINE,
+    model: Model, /, *, num_prompts: _Prompts = 64, work: _Flags = _WORK, engine: EngineFlags = _ENGINE
 ) -> None:
     """Measure tokens per second."""
-    _bench(model, _Workload("throughput", num_prompts, input_len, output_len, num_iters, warmup), engine, json)
+    _bench(model, work.of("throughput", num_prompts, 1), engine, work.json)
 
 
 @dataclass(frozen=True)

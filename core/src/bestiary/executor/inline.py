@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bestiary.ahead import Ahead
 from bestiary.cache import CacheGroup
 from bestiary.executor.protocol import Immediate
 from bestiary.runner import Runner
@@ -21,7 +22,7 @@ class InlineExecutor(Immediate):
         self.block_size = runner.block_size
         self.max_model_len = runner.max_model_len
         self.pools, self.most_crossed = runner.pools, runner.most_crossed
-        self.runs_ahead = runner.ahead is not None
+        self.runs_ahead = isinstance(runner.ahead, Ahead)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step here and now."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import torch
+from msgspec.structs import asdict
 from torch import Tensor
 
 from bestiary import errors
@@ -238,19 +239,14 @@ def read(data: bytes, kind: str) -> Any:
 
 
 def _packed_row(row: StepRow) -> _Row:
-    sampling = None if row.sampling is None else _packed_sampling(row.sampling)
-    return _Row(
-        list(row.tokens),
-        row.start,
-        [list(blocks) for blocks in row.blocks],
-        sampling,
-        row.prompt_logprobs,
-        list(row.successors),
-        row.num_vectors,
-        None if _is_plain(row) else _packed_inputs(row),
-        row.is_crossed,
-        row.adapter,
-    )
+    packed = {
+        "tokens": list(row.tokens),
+        "blocks": [list(blocks) for blocks in row.blocks],
+        "sampling": None if row.sampling is None else _packed_sampling(row.sampling),
+        "successors": list(row.successors),
+        "inputs": None if _is_plain(row) else _packed_inputs(row),
+    }
+    return _Row(**(asdict(row) | packed))
 
 
 def _is_plain(row: StepRow) -> bool:
@@ -261,18 +257,7 @@ def _is_plain(row: StepRow) -> bool:
 def _row(row: _Row) -> StepRow:
     sampling = None if row.sampling is None else _sampling(row.sampling)
     inputs = NOTHING if row.inputs is None else _inputs(row.inputs)
-    return StepRow(
-        row.tokens,
-        row.start,
-        row.blocks,
-        sampling,
-        row.prompt_logprobs,
-        row.successors,
-        row.num_vectors,
-        inputs,
-        row.is_crossed,
-        row.adapter,
-    )
+    return StepRow(**(asdict(row) | {"sampling": sampling, "inputs": inputs}))
 
 
 def _packed_sampling(row: Row) -> _Sampling:

@@ -36,11 +36,18 @@ class Row(msgspec.Struct, gc=False):
     end_ids: Sequence[int] = ()
     #: Tokens that were chosen and are not among `tokens` yet.
     on_their_way: int = 0
+    #: Nobody looks at the answer before it is whole.
+    unread: bool = False
 
     @property
     def num_output(self) -> int:
         """Tokens of the answer so far."""
         return len(self.tokens) - self.num_prompt + self.on_their_way
+
+    @property
+    def left(self) -> int:
+        """Tokens that are still wanted at most."""
+        return (self.params.max_tokens or 2**62) - self.num_output
 
     @property
     def is_plain(self) -> bool:
@@ -49,6 +56,11 @@ class Row(msgspec.Struct, gc=False):
         if params.logprobs is not None or params.logit_bias or (self.end_ids and params.min_tokens > self.num_output):
             return False
         return params.repetition_penalty == 1 and not params.presence_penalty and not params.frequency_penalty
+
+    @property
+    def is_greedy(self) -> bool:
+        """Its next token is the likeliest of the logits, and nothing else is wanted."""
+        return self.params.is_greedy and self.is_plain
 
 
 @dataclass(slots=True)
