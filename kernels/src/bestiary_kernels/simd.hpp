@@ -117,6 +117,13 @@ template <class T> inline Floats load_part(const T* from, int n) {
 inline void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
 
 // Round to nearest, ties to even, as torch does; a NaN becomes the quiet NaN of its sign.
+#if defined(__AVX512BF16__)
+// Numbers below the smallest normal one become zero.
+inline void store(bf16* to, Floats value) {
+    const __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
+    memcpy(to, &halves, sizeof halves);
+}
+#else
 inline void store(bf16* to, Floats value) {
     const Words bits = (Words)value;
     const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
@@ -124,6 +131,7 @@ inline void store(bf16* to, Floats value) {
     const Halves halves = __builtin_convertvector(value == value ? rounded : quiet, Halves);
     memcpy(to, &halves, sizeof halves);
 }
+#endif
 
 template <class T> inline void store_part(T* to, Floats value, int n) {
     T whole[W];

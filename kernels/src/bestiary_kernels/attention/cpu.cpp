@@ -99,6 +99,19 @@ template <class T> struct Attention {
         memset(space.sums, 0, size_t(item.rows * space.padded) * sizeof(float));
     }
 
+    // Asks for the queries of an item that comes later, and for where its rows go.
+    void ask_for(const Item& item) const {
+        const int64_t in = group() * call.width * int64_t(sizeof(T)), head = item.kv_head * group();
+        const int64_t written = group() * call.value_width * int64_t(sizeof(T));
+        for (int64_t row = 0; row < item.rows; row += group()) {
+            const int64_t token = token_of(item, row);
+            const char* const from = (const char*)(q + token * call.q_stride + head * call.width);
+            const char* const to = (const char*)(out + (token * call.q_heads + head) * call.value_width);
+            for (int64_t at = 0; at < in; at += 64) __builtin_prefetch(from + at, 0, 2);
+            for (int64_t at = 0; at < written; at += 64) __builtin_prefetch(to + at, 1, 2);
+        }
+    }
+
     // Absent keys and values repeat the last, so that loads stay inside.
     SEPARATE void find_rows(const Item& item, int64_t begin, Rows& rows) const {
         const int count = int(smaller<int64_t>(CHUNK, item.end - begin));
@@ -257,6 +270,7 @@ template <class T> struct Attention {
             Ahead<T>(space.chunks[0].k, W, call.width).keep_up_with(0, int(W * call.width));
         }
         begin_tile(item, space);
+        if (later && later->rows > FEW_ROWS) ask_for(*later);
 #if defined(__AMX_BF16__)
         tiles::Shapes shapes;
         if (Weights<T>::are_pairs && item.rows > FEW_ROWS) shapes.set(tiles::ROWS, space.units % tiles::STEPS);
