@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bursts(monkeypatch: pytest.MonkeyPatch) -> Callable[[LLM], list[int]]:
-    """Begins to note, for each row of a burst, how many steps it had."""
+    """Begins to note how many steps each burst has."""
 
     def watch(llm: LLM) -> list[int]:
         replays, found = llm.engine.executor.runner._replays, list[int]()  # type: ignore[attr-defined]
