@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bestiary_kernels import PackedLinear, linear, using
+from bestiary_kernels import PackedLinear, activation, gated_activation, linear, using
+from bestiary_kernels.activation import KINDS, PLAIN_KINDS
 from bestiary_kernels.linear import MOST_ROWS, _operator, reference
 
 from .cases import assert_rounds_to
@@ -45,6 +46,29 @@ def test_many_rows_of_every_cut_agree_with_the_product(
     layer = PackedLinear(weight, bias)
     x = torch.randn(rows, inputs + 6).bfloat16()[:, 3:-3]
     assert_rounds_to(layer(x), product(x, weight, bias), floor=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gated"), [*((kind, True) for kind in KINDS), *((kind, False) for kind in PLAIN_KINDS)]
+)
+def test_activated_is_the_activation_of_the_product_to_the_bit(variant: str, kind: str, gated: bool) -> None:
+    for rows, outputs, inputs in ((3, 128, 64), (65, 128, 32), (70, 130, 64), (330, 640, 4160), (1100, 256, 96)):
+        bias = torch.randn(outputs).bfloat16() if rows % 2 else None
+        layer = PackedLinear((torch.randn(outputs, inputs) / inputs**0.5).bfloat16(), bias)
+        x = torch.randn(rows, inputs + 6).bfloat16()[:, 3:-3]
+        x[rows // 2, 0] = float("nan")
+        expected = (gated_activation if gated else activation)(layer(x), kind)
+        assert torch.equal(layer.activated(x, kind, gated=gated).view(torch.int16), expected.view(torch.int16))
+
+
+@pytest.mark.skipif("amx_bf16" not in NATIVE, reason="no product of many rows of ours runs here")
+def test_activated_is_one_pass_where_our_product_of_many_rows_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = PackedLinear(torch.randn(2048, 256).bfloat16()), torch.randn(65, 256).bfloat16()
+    if layer.form == "opaque":
+        pytest.skip("oneDNN lays this shape out in another way here")
+    expected = gated_activation(layer(x))
+    monkeypatch.setattr(linear, "gated_activation", None)
+    assert torch.equal(layer.activated(x, "silu", gated=True), expected)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -128,6 +152,10 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
         PackedLinear(torch.randn(4, 4), torch.randn(5))
     with pytest.raises(ValueError, match="4 inputs"):
         PackedLinear(torch.randn(4, 5))(torch.randn(1, 4))
+    with pytest.raises(ValueError, match="4 inputs"):
+        PackedLinear(torch.randn(4, 5)).activated(torch.randn(1, 4), "silu")
+    with pytest.raises(ValueError, match="swish"):
+        PackedLinear(torch.randn(4, 5)).activated(torch.randn(1, 5), "swish")
 
 
 def test_meta_rows_have_their_shape() -> None:

@@ -119,6 +119,9 @@ inline void store(float* to, Floats value) { memcpy(to, &value, sizeof value); }
 // Round to nearest, ties to even, as torch does; a NaN becomes the quiet NaN of its sign.
 #if defined(__AVX512BF16__)
 // Numbers below the smallest normal one become zero.
+inline Floats rounded(Floats value) {
+    return (Floats)(widen((Halves)_mm512_cvtneps_pbh((__m512)value)) << 16);
+}
 inline void store(bf16* to, Floats value) {
     const __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
     memcpy(to, &halves, sizeof halves);

@@ -77,8 +77,7 @@ class Attention(Mixer):
             slopes=self.slopes,
             visible=batch.prefixes,
         )
-        y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
-        return y_TD
+        return self.out(mixed.view(x_TD.shape[0], -1))
 
     def _turning(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """A table of angles, and each token's row of it: of all positions, or of this step's tokens on their axes."""

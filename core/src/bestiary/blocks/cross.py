@@ -72,8 +72,7 @@ class CrossAttention(Mixer):
             causal=False,
             ranges=crossing.ranges,
         )
-        y_TD: Tensor = self.out(mixed.view(x_TD.shape[0], -1))
-        return y_TD
+        return self.out(mixed.view(x_TD.shape[0], -1))
 
     def _normed(self, x_THD: Tensor, norm: RMSNorm | None) -> Tensor:
         if norm is None:

@@ -96,8 +96,7 @@ class EncoderAttention(Block):
             F.scaled_dot_product_attention(q[None], k[None], v[None], None if mask is None else mask[None])[0]
             for (q, k, v), mask in zip(pieces, masks, strict=True)
         ]
-        y_TD: Tensor = self.out(torch.cat(mixed, 1).transpose(0, 1).reshape(x_TD.shape[0], -1))
-        return y_TD
+        return self.out(torch.cat(mixed, 1).transpose(0, 1).reshape(x_TD.shape[0], -1))
 
 
 class EncoderLayer(Block):

@@ -138,8 +138,7 @@ class LatentAttention(Mixer):
         )
         values_THV = kernels.heads_linear(mixed_THC, self.up.values())
         self.up.add_to_values(x_TD, mixed_THC, values_THV)
-        y_TD: Tensor = self.out(values_THV.view(x_TD.shape[0], -1))
-        return y_TD
+        return self.out(values_THV.view(x_TD.shape[0], -1))
 
     def _keep(self, x_TD: Tensor, batch: Batch, slots: Tensor, cache: Tensor) -> None:
         """Write [kv_rank + rope.dim] of each token to the cache."""

@@ -142,12 +142,23 @@ class Linear(Adaptable):
         super().adapt(lanes, slots, rank, dtype, device)
         self.forward = self._steps()  # type: ignore[method-assign,assignment]
 
+    def activated(self, x_TD: Tensor, kind: str, *, gated: bool = False) -> Tensor:
+        """act(y) of the product y, or with `gated` of its first half, times the second; in one pass if it can be."""
+        is_alone = self.add is None and (self.low is None or self.slots_of(x_TD) is None)
+        if isinstance(self.packed, PackedLinear) and is_alone:
+            return self.packed.activated(x_TD, kind, gated=gated)
+        return (kernels.gated_activation if gated else kernels.activation)(self(x_TD), kind)
+
     def _product(self, x_TD: Tensor) -> Tensor:
         return F.linear(x_TD, self.weight, self.bias if self.has_bias else None)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, inputs] to [T, outputs]."""
         return self._steps()(x_TD)
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        """Calling is calling `forward`, as for any block."""
+        return self.forward(x_TD)
 
 
 class _LowRankTable:

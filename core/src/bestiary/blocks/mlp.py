@@ -4,7 +4,6 @@ from typing import Literal
 
 from torch import Tensor
 
-import bestiary_kernels as kernels
 from bestiary.batch import Batch
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Linear
@@ -33,8 +32,7 @@ class GatedMLP(Block):
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""
-        y_TD: Tensor = self.down(kernels.gated_activation(self.gate_up(x_TD), self.act))
-        return y_TD
+        return self.down(self.gate_up.activated(x_TD, self.act, gated=True))
 
 
 class MLP(Block):
@@ -54,5 +52,4 @@ class MLP(Block):
 
     def forward(self, x_TD: Tensor, batch: Batch) -> Tensor:
         """[T, width] to [T, width]."""
-        y_TD: Tensor = self.down(kernels.activation(self.up(x_TD), self.act))
-        return y_TD
+        return self.down(self.up.activated(x_TD, self.act))

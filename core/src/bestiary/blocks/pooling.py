@@ -5,7 +5,6 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-import bestiary_kernels as kernels
 from bestiary.blocks.leaf import Block
 from bestiary.blocks.linear import Linear
 from bestiary.blocks.mlp import Activation
@@ -30,9 +29,8 @@ class Scores(Block):
     def forward(self, hidden_RD: Tensor) -> Tensor:
         """[R, width] to [R, labels]."""
         if self.inner is not None:
-            hidden_RD = kernels.activation(self.inner(hidden_RD), self.act)
-        scores_RL: Tensor = self.out(hidden_RD)
-        return scores_RL
+            hidden_RD = self.inner.activated(hidden_RD, self.act)
+        return self.out(hidden_RD)
 
 
 class Pooler(Block):

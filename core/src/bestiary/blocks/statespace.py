@@ -126,8 +126,7 @@ class Mamba(Mixer):
             z_TC,
             softplus=True,
         )
-        y_TD: Tensor = self.out(y_TC)
-        return y_TD
+        return self.out(y_TC)
 
     def _selected(self, x_TC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[T, inner] each channel's step before its softplus; [T, state] what enters the state, and what is read."""

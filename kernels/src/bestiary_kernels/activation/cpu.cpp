@@ -3,8 +3,8 @@
 
 namespace {
 
-// The order of the kinds in activation/__init__.py; only the first four gate.
-enum Kind : int { SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, QUICK_GELU = 5 };
+// The order of the kinds in activation/__init__.py; only the first four gate. Other operations may do without any.
+enum Kind : int { AS_IT_IS = -1, SILU = 0, GELU = 1, GELU_TANH = 2, RELU = 3, RELU2 = 4, QUICK_GELU = 5 };
 
 // x / (1 + e^-y). A division takes as long as all the rest: on AVX-512 it is an estimate of the reciprocal and Newton's
 // step, which double its 14 bits. What is divided by is bounded where the estimate would have fewer.
@@ -101,6 +101,7 @@ inline Floats gelu(Floats x) {
 #endif
 
 template <int kind> inline Floats activated(Floats x) {
+    if constexpr (kind == AS_IT_IS) return x;
     if constexpr (kind == SILU) return silu(x);
     if constexpr (kind == RELU) return relu(x);
     if constexpr (kind == RELU2) return relu(x) * relu(x);
@@ -108,6 +109,22 @@ template <int kind> inline Floats activated(Floats x) {
     if constexpr (kind == GELU) return gelu(x);
     // x (1 + tanh u) / 2 is x sigmoid(2u)
     return over_one_and_exp(x, 1.5957691216f * (x + 0.044715f * x * x * x));
+}
+
+// Calls `call` with the kind as a constant.
+template <int kind> struct Of {
+    static constexpr int KIND = kind;
+};
+template <class Call> inline void of_kind(int kind, Call call) {
+    switch (kind) {
+        case SILU: return call(Of<SILU>{});
+        case GELU: return call(Of<GELU>{});
+        case GELU_TANH: return call(Of<GELU_TANH>{});
+        case RELU: return call(Of<RELU>{});
+        case RELU2: return call(Of<RELU2>{});
+        case QUICK_GELU: return call(Of<QUICK_GELU>{});
+        default: return call(Of<AS_IT_IS>{});
+    }
 }
 
 // Rows of x, or with `gated` of gate and up side by side.
@@ -132,16 +149,7 @@ struct ActivationRows {
 };
 
 template <bool gated, class T> void activate(int kind, const T* x, T* y, ActivationRows rows) {
-    switch (kind) {
-        case SILU: return rows.run<T, SILU, gated>(x, y);
-        case GELU: return rows.run<T, GELU, gated>(x, y);
-        case GELU_TANH: return rows.run<T, GELU_TANH, gated>(x, y);
-        case RELU: return rows.run<T, RELU, gated>(x, y);
-    }
-    if constexpr (!gated) {
-        if (kind == RELU2) return rows.run<T, RELU2, gated>(x, y);
-        rows.run<T, QUICK_GELU, gated>(x, y);
-    }
+    of_kind(kind, [&](auto of) { rows.run<T, of.KIND, gated>(x, y); });
 }
 
 }  // namespace

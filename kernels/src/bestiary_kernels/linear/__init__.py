@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bestiary_kernels import library
+from bestiary_kernels.activation import KINDS, PLAIN_KINDS, activation, gated_activation
 from bestiary_kernels.embedding import embedding
 from bestiary_kernels.linear import reference
 from bestiary_kernels.linear.squeezed import Squeezed
@@ -32,8 +33,10 @@ MOST_ROWS = 64
 # Of a squeezed weight: above it what making it wide costs is little beside the product.
 _MOST_ROWS_SQUEEZED = 256
 _MOST_ROWS_F32 = 6
-# Inputs of which our product of many rows takes a multiple; it needs AMX.
-_TILE_INPUTS = 32
+# Inputs of which our product of many rows takes a multiple, and outputs of each half where it gates; it needs AMX.
+_TILE_INPUTS, _COLUMNS = 32, 64
+_AS_IT_IS = -1  # no activation after it
+_KNOWN_FORMS = ("packed", "both", "squeezed")
 _SAMPLED_ROWS = 128
 #: Bytes of a weight that may stand in memory twice.
 _MOST_COPIED = 1 << 20
@@ -108,25 +111,46 @@ class PackedLinear:
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         """Return x @ weight.T + bias, [T, N], for x [T, K] of the weight's dtype; ValueError if it does not fit."""
-        rows, inputs = x_TK.shape
-        if inputs != self.inputs or x_TK.dtype is not self.dtype:
-            raise ValueError(
-                f"PackedLinear: x is {x_TK.dtype} with {inputs} inputs, the weight {self.dtype} with {self.inputs}"
-            )
+        self._check(x_TK)
+        rows = x_TK.shape[0]
         if (self._packed is None and self._squeezed is None) or rows == 0:
             return self._plain(x_TK)
         kernels = library.native(x_TK)
         if kernels is None and library.is_traced(x_TK):
             return self._traced(x_TK)
-        multiply = self._kernel(kernels, rows)
-        if multiply is not None:
-            x = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
-            y = x.new_empty(rows, self.outputs)
-            failed = multiply(self.call, x.data_ptr(), y.data_ptr(), rows, x.stride(0))
-            if failed:
-                library.fail("PackedLinear", failed)
-            return y
+        if (many := self._many(kernels, rows)) is not None:
+            return self._multiply(many, x_TK, self.outputs, _AS_IT_IS, 0)
+        if (few := self._few(kernels, rows)) is not None:
+            return self._multiply(few, x_TK, self.outputs)
         return self._onednn(x_TK)
+
+    def activated(self, x_TK: Tensor, kind: str, *, gated: bool = False) -> Tensor:
+        """Return act(y) of y = self(x), or with `gated` act(gate) * up, [T, N / 2], of the halves of its rows.
+
+        What `activation` and `gated_activation` give, to the bit; where our product of many rows is used, in one pass.
+        """
+        self._check(x_TK)
+        many = self._many(library.native(x_TK), x_TK.shape[0])
+        number = (KINDS if gated else PLAIN_KINDS).get(kind)
+        if many is None or number is None or (gated and self.outputs % (2 * _COLUMNS)):
+            return (gated_activation if gated else activation)(self(x_TK), kind)
+        return self._multiply(many, x_TK, self.outputs // (1 + gated), number, gated)
+
+    def _check(self, x_TK: Tensor) -> None:
+        inputs = x_TK.shape[1]
+        if inputs != self.inputs or x_TK.dtype is not self.dtype:
+            raise ValueError(
+                f"PackedLinear: x is {x_TK.dtype} with {inputs} inputs, the weight {self.dtype} with {self.inputs}"
+            )
+
+    def _multiply(self, multiply: Any, x_TK: Tensor, width: int, *after: int) -> Tensor:
+        rows = x_TK.shape[0]
+        x = x_TK if x_TK.stride(1) == 1 else x_TK.contiguous()
+        y = x.new_empty(rows, width)
+        failed = multiply(self.call, x.data_ptr(), y.data_ptr(), rows, x.stride(0), *after)
+        if failed:
+            library.fail("PackedLinear", failed)
+        return y
 
     def _onednn(self, x_TK: Tensor) -> Tensor:
         if self._squeezed is None:
@@ -135,22 +159,21 @@ class PackedLinear:
             self._room = _Room.of(self._squeezed)
         return self._room.product(x_TK, self._squeezed, self.bias)
 
-    def _kernel(self, kernels: library.Kernels | None, rows: int) -> Any:
-        """Our own product of this many rows with a weight of this form, or None."""
+    def _many(self, kernels: library.Kernels | None, rows: int) -> Any:
+        """Our own product of many rows with a weight of this form, or None."""
+        if kernels is None or rows <= MOST_ROWS or self.inputs % _TILE_INPUTS or self.form not in _KNOWN_FORMS:
+            return None
+        return kernels.linear_packed_many if self._squeezed is None else kernels.linear_squeezed_many
+
+    def _few(self, kernels: library.Kernels | None, rows: int) -> Any:
+        """Our own product of a few rows, or None."""
         if kernels is None:
             return None
         if self.form == "rows" and rows <= _MOST_ROWS_F32 and self.dtype is torch.float32:
             return kernels.linear_rows
-        if self.form not in ("packed", "both", "squeezed"):
+        if self.form not in _KNOWN_FORMS or rows > (MOST_ROWS if self._squeezed is None else _MOST_ROWS_SQUEEZED):
             return None
-        squeezed = self._squeezed is not None
-        if rows > MOST_ROWS and self.inputs % _TILE_INPUTS == 0:
-            many = kernels.linear_squeezed_many if squeezed else kernels.linear_packed_many
-            if many is not None:
-                return many
-        if rows > (_MOST_ROWS_SQUEEZED if squeezed else MOST_ROWS):
-            return None
-        return kernels.linear_squeezed if squeezed else kernels.linear_packed
+        return kernels.linear_packed if self._squeezed is None else kernels.linear_squeezed
 
     def _traced(self, x_TK: Tensor) -> Tensor:
         """The product as an operation of a graph, or where only shapes are asked for, memory of its shape."""

@@ -120,13 +120,16 @@ EXPORT(int, linear_squeezed)(const SqueezedCall* call, const void* x, void* y, i
 
 #if defined(__AMX_BF16__)
 
-// The same two of many rows.
-EXPORT(int, linear_packed_many)(const PackedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
-    return multiply_many(Packed{*call}, x, y, rows, x_stride);
+// The same two of many rows, and what a kind of activation makes of them, plain or gated; to the bit what they give one
+// after the other.
+EXPORT(int, linear_packed_many)(const PackedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride,
+                                int kind, int gated) {
+    return multiply_many(Packed{*call}, x, y, rows, x_stride, kind, gated);
 }
 
-EXPORT(int, linear_squeezed_many)(const SqueezedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
-    return multiply_many(Squeezed{*call}, x, y, rows, x_stride);
+EXPORT(int, linear_squeezed_many)(const SqueezedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride,
+                                  int kind, int gated) {
+    return multiply_many(Squeezed{*call}, x, y, rows, x_stride, kind, gated);
 }
 
 #endif

@@ -1,8 +1,9 @@
-// The product of many rows with a matrix of bfloat16 on AMX's tiles, from a source as in walk.hpp.
+// The product of many rows with a matrix of bfloat16 on AMX's tiles, from a source as in walk.hpp, and its activation.
 //
 // An item is a part of the rows times a group of blocks of columns, whose weights the second cache holds for a long
 // stretch of their inputs. Squares of 32 rows and columns go through it: as many loads as products. A thread's items
-// follow one another group by group, so that it brings the same weights once.
+// follow one another group by group, so that it brings the same weights once. Of what gates, gate and up are near
+// together, so that neither goes to memory. Included after activation/cpu.cpp, whose `activated` it uses.
 #pragma once
 
 #include "walk.hpp"
@@ -11,7 +12,8 @@
 
 namespace {
 
-template <class Source> struct ManyRows {
+// `halves`: 1, or 2 where the first half of the outputs gates the second.
+template <class Source, int halves> struct ManyRows {
     static constexpr int64_t SQUARE = tiles::SQUARE;
     // Bytes of a group's weights, inputs of a stretch and rows of a part at most.
     static constexpr int64_t GROUP_BYTES = 1 << 20, MOST_INPUTS = 2048, PART_ROWS = 256;
@@ -21,8 +23,9 @@ template <class Source> struct ManyRows {
     int64_t x_stride;
     bf16* y;
     int64_t rows;
-    int64_t outputs = source.call.outputs, inputs = source.call.inputs;
-    int64_t blocks = (outputs + COLUMNS - 1) / COLUMNS, parts = (rows + PART_ROWS - 1) / PART_ROWS;
+    int kind;  // of activation
+    int64_t width = source.call.outputs / halves, inputs = source.call.inputs;
+    int64_t blocks = (width + COLUMNS - 1) / COLUMNS, parts = (rows + PART_ROWS - 1) / PART_ROWS;
     int64_t stretches = (inputs + MOST_INPUTS - 1) / MOST_INPUTS;
     int64_t block_steps = start(1) + tiles::STEPS;  // the longest stretch's
     int64_t groups = count_groups();
@@ -30,7 +33,7 @@ template <class Source> struct ManyRows {
 
     // As many blocks as fit, but something for every thread.
     int64_t count_groups() const {
-        const int64_t fit = GROUP_BYTES / (block_steps * Wide::BYTES), threads = omp_get_max_threads();
+        const int64_t fit = GROUP_BYTES / (halves * block_steps * Wide::BYTES), threads = omp_get_max_threads();
         const int64_t each = smaller(fit < 1 ? 1 : fit, (blocks * parts + threads - 1) / threads);
         return (blocks + each - 1) / each;
     }
@@ -48,17 +51,28 @@ template <class Source> struct ManyRows {
         int64_t first, end;
     };
 
+    // Of sums what a product and, if any, an activation after it give: both round.
+    template <int kind> static Floats finished(const float* sums, int64_t half, const Floats (*bias)[2], int c) {
+        Floats value = load(sums + c * W) + bias[0][c];
+        if constexpr (kind != AS_IT_IS) value = activated<kind>(rounded(value));
+        if constexpr (halves == 2) value *= rounded(load(sums + half + c * W) + bias[1][c]);
+        return value;
+    }
+
     // y of a square at row and column, of sums `stride` apart.
-    void write(int64_t row, int64_t column, const float* sums, int64_t stride) const {
-        const int n = int(smaller<int64_t>(SQUARE, outputs - column));
-        const bf16* const bias = source.call.bias ? (const bf16*)source.call.bias + column : nullptr;
-        const int low = smaller(n, W), high = n - low;
-        const Floats first = bias ? load_up_to(bias, low) : Floats{};
-        const Floats second = bias && high ? load_up_to(bias + W, high) : Floats{};
-        bf16* to = y + row * outputs + column;
-        for (int64_t r = 0; r < SQUARE; ++r, to += outputs, sums += stride) {
-            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)(load(sums + W) + second),
-                                                              (__m512)(load(sums) + first));
+    template <int kind> void write(int64_t row, int64_t column, const float* sums, int64_t stride) const {
+        const int n = int(smaller<int64_t>(SQUARE, width - column)), low = smaller(n, W), high = n - low;
+        Floats bias[halves][2] = {};
+        for (int half = 0; half < halves && source.call.bias; ++half) {
+            const bf16* const from = (const bf16*)source.call.bias + half * width + column;
+            bias[half][0] = load_up_to(from, low);
+            if (high) bias[half][1] = load_up_to(from + W, high);
+        }
+        bf16* to = y + row * width + column;
+        for (int64_t r = 0; r < SQUARE; ++r, to += width, sums += stride) {
+            const Floats first = finished<kind>(sums, stride / halves, bias, 0);
+            const Floats second = finished<kind>(sums, stride / halves, bias, 1);
+            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
             if (n < SQUARE)
                 memcpy(to, &both, size_t(n) * sizeof *to);
             else
@@ -75,17 +89,19 @@ template <class Source> struct ManyRows {
     };
     bool reserve(int64_t some_rows, int64_t some_blocks, Space& space) const {
         const bool keeps = stretches > 1;
-        space.stride = keeps ? some_blocks * COLUMNS : SQUARE;
+        space.stride = halves * (keeps ? some_blocks * COLUMNS : SQUARE);
         const int64_t panels = keeps ? (some_rows + SQUARE - 1) / SQUARE : 1;
-        const int64_t room = some_blocks * block_steps * Wide::BYTES, sums = panels * SQUARE * space.stride;
-        space.room = (char*)scratch(size_t(room) + size_t(sums) * sizeof(float) + size_t(some_blocks) * sizeof(char*));
+        const int64_t near = halves * some_blocks, room = near * block_steps * Wide::BYTES;
+        const int64_t sums = panels * SQUARE * space.stride;
+        space.room = (char*)scratch(size_t(room) + size_t(sums) * sizeof(float) + size_t(near) * sizeof(char*));
         space.sums = (float*)(space.room + room);
         space.weights = (const char**)(space.sums + sums);
         return space.room;
     }
     void bring(Range over, int64_t begin, int64_t end, Space& space) const {
-        for (int64_t block = over.first; block < over.end; ++block) {
-            const int64_t i = block - over.first;
+        const int64_t each = over.end - over.first;
+        for (int64_t i = 0; i < halves * each; ++i) {
+            const int64_t block = over.first + i % each + i / each * blocks;
             space.weights[i] =
                 source.bring(block, begin, end, false, space.room + i * block_steps * Wide::BYTES).weights;
         }
@@ -93,14 +109,17 @@ template <class Source> struct ManyRows {
 
     // The rows of a panel with all columns that are near.
     void meet(int64_t row, Range over, int64_t begin, int64_t end, float* sums, const Space& space) const {
-        const int64_t columns = smaller(over.end * COLUMNS, outputs) - over.first * COLUMNS;
+        const int64_t each = over.end - over.first, columns = smaller(over.end * COLUMNS, width) - over.first * COLUMNS;
         for (int64_t c = 0; c < columns; c += SQUARE) {
             float* const to = stretches == 1 ? sums : sums + c;
-            tiles::multiply_square({(const char*)(x + row * x_stride + 2 * begin), x_stride * 2,
-                                    space.weights[c / COLUMNS] + c % COLUMNS * 4, Wide::BYTES, (char*)to,
-                                    space.stride * int64_t(sizeof *to)},
-                                   end - begin, begin == 0);
-            if (2 * end == inputs) write(row, over.first * COLUMNS + c, to, space.stride);
+            for (int64_t half = 0; half < halves; ++half)
+                tiles::multiply_square({(const char*)(x + row * x_stride + 2 * begin), x_stride * 2,
+                                        space.weights[half * each + c / COLUMNS] + c % COLUMNS * 4, Wide::BYTES,
+                                        (char*)(to + half * space.stride / halves),
+                                        space.stride * int64_t(sizeof *to)},
+                                       end - begin, begin == 0);
+            if (2 * end == inputs)
+                of_kind(kind, [&](auto of) { write<of.KIND>(row, over.first * COLUMNS + c, to, space.stride); });
         }
     }
 
@@ -138,11 +157,14 @@ template <class Source> struct ManyRows {
 };
 
 // x [rows, K] of any stride between rows and y [rows, N], dense; K in whole tiles, at least as many rows as a square has.
+// With `gated` y is [rows, N / 2], of whole blocks.
 template <class Source>
-inline int multiply_many(const Source& source, const void* x, void* y, int64_t rows, int64_t x_stride) {
-    typedef ManyRows<Source> Many;
-    if (rows < Many::SQUARE || source.call.inputs % Many::SQUARE) return BAD_ROW;
-    return Many{source, (const bf16*)x, x_stride, (bf16*)y, rows}.run_all();
+inline int multiply_many(const Source& source, const void* x, void* y, int64_t rows, int64_t x_stride, int kind,
+                         int gated) {
+    if (rows < tiles::SQUARE || source.call.inputs % tiles::SQUARE) return BAD_ROW;
+    if (!gated) return ManyRows<Source, 1>{source, (const bf16*)x, x_stride, (bf16*)y, rows, kind}.run_all();
+    if (source.call.outputs % (2 * COLUMNS)) return BAD_PARTS;
+    return ManyRows<Source, 2>{source, (const bf16*)x, x_stride, (bf16*)y, rows, kind}.run_all();
 }
 
 }  // namespace

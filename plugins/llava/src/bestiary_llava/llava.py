@@ -6,7 +6,6 @@ from typing import Any, Self
 
 from torch import Tensor
 
-import bestiary_kernels as kernels
 from bestiary.blocks import Decoder, Encoder, Linear
 from bestiary.blocks.leaf import Block
 from bestiary.checkpoint import ConfigFile, Names
@@ -66,8 +65,7 @@ class LlavaEncoder(Encoder):
     def forward(self, modality: str, inputs: Mapping[str, Tensor]) -> Tensor:
         """[vectors, width] of a picture [3, height, width]."""
         seen_TD = self.tower(inputs["pixels"][None]).view(-1, self.inputs)
-        y_TD: Tensor = self.down(kernels.activation(self.up(seen_TD), "gelu"))
-        return y_TD
+        return self.down(self.up.activated(seen_TD, "gelu"))
 
 
 def describe(c: Config) -> Decoder:

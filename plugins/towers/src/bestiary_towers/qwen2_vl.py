@@ -6,7 +6,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-import bestiary_kernels as kernels
 from bestiary.blocks import (
     MLP,
     Activation,
@@ -73,9 +72,8 @@ class Merger(Block):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """[T, width] to [T / merge², outputs]."""
-        merged = self.up(self.norm(x_TD)[0].reshape(-1, self.inner))
-        y_TD: Tensor = self.down(kernels.activation(merged, "gelu"))
-        return y_TD
+        merged = self.norm(x_TD)[0].reshape(-1, self.inner)
+        return self.down(self.up.activated(merged, "gelu"))
 
 
 class Tower(Block):

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import bestiary_kernels as kernels
 from bestiary import hub
 from bestiary.blocks import Decoder, Encoder, Linear, RMSNorm
 from bestiary.blocks.leaf import Block
@@ -98,7 +97,7 @@ class Projector(Block):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """[T, inputs] to [T, width]."""
-        x_TH = kernels.gated_activation(self.up(self.before(x_TI)[0]), "silu")
+        x_TH = self.up.activated(self.before(x_TI)[0], "silu", gated=True)
         y_TD: Tensor = self.down(x_TH if self.between is None else self.between(x_TH)[0])
         return y_TD if self.after is None else self.after(y_TD)[0]
 
