@@ -52,12 +52,12 @@ def rows(draw: st.DrawFn) -> StepRow:
         start,
         draw(st.lists(TOKENS, max_size=3)),
         draw(st.sampled_from([None, sampling])),
-        draw(st.none() | st.integers(0, 20)),
-        draw(st.just(()) | TOKENS),
-        draw(st.integers(0, 9)),
-        draw(st.sampled_from([NOTHING, inputs])),
-        draw(st.booleans()),
-        draw(st.integers(-1, 8)),
+        successors=draw(st.just(()) | TOKENS),
+        inputs=draw(st.sampled_from([NOTHING, inputs])),
+        prompt_logprobs=draw(st.none() | st.integers(0, 20)),
+        num_vectors=draw(st.integers(0, 9)),
+        is_crossed=draw(st.booleans()),
+        adapter=draw(st.integers(-1, 8)),
     )
 
 

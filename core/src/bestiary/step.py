@@ -23,14 +23,14 @@ class StepRow(msgspec.Struct, gc=False):
     blocks: Sequence[Sequence[int]]
     #: Set where the step reaches the last token, so that its successor is chosen.
     sampling: Row | None
-    #: Where the prompt's log-probabilities are wanted: how many, and for each of `tokens` its successor in the prompt
-    #: (fewer at the prompt's end).
-    prompt_logprobs: int | None = None
+    #: Where the prompt's log-probabilities are wanted: for each of `tokens` its successor in the prompt (fewer at the
+    #: prompt's end), and `prompt_logprobs` says how many.
     successors: Sequence[int] = ()
+    #: What the sequence's prompt brings beside its tokens; and `is_crossed`, what it looks at is in the cache already.
+    inputs: Inputs = NOTHING
+    prompt_logprobs: int | None = None
     #: Vectors of so many of the last tokens are wanted, from a model that pools.
     num_vectors: int = 0
-    #: What the sequence's prompt brings beside its tokens; and what it looks at is in the cache already.
-    inputs: Inputs = NOTHING
     is_crossed: bool = False
     #: The slot of the request's adapter, -1 for none.
     adapter: int = -1

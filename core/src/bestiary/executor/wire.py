@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import torch
-from msgspec.structs import asdict
+from msgspec.structs import astuple
 from torch import Tensor
 
 from bestiary import errors
@@ -84,15 +84,21 @@ class _Sampling(msgspec.Struct, array_like=True):
     end_ids: list[int]
 
 
+#: From here on a row's fields travel as they are.
+_AS_IT_IS = 6
+
+
 class _Row(msgspec.Struct, array_like=True):
+    """The fields of StepRow, in its order."""
+
     tokens: list[int]
     start: int
     blocks: list[list[int]]
     sampling: _Sampling | None
-    prompt_logprobs: int | None
     successors: list[int]
-    num_vectors: int
     inputs: _Inputs | None
+    prompt_logprobs: int | None
+    num_vectors: int
     is_crossed: bool
     adapter: int
 
@@ -239,14 +245,10 @@ def read(data: bytes, kind: str) -> Any:
 
 
 def _packed_row(row: StepRow) -> _Row:
-    packed = {
-        "tokens": list(row.tokens),
-        "blocks": [list(blocks) for blocks in row.blocks],
-        "sampling": None if row.sampling is None else _packed_sampling(row.sampling),
-        "successors": list(row.successors),
-        "inputs": None if _is_plain(row) else _packed_inputs(row),
-    }
-    return _Row(**(asdict(row) | packed))
+    blocks = [list(blocks) for blocks in row.blocks]
+    sampling = None if row.sampling is None else _packed_sampling(row.sampling)
+    inputs = None if _is_plain(row) else _packed_inputs(row)
+    return _Row(list(row.tokens), row.start, blocks, sampling, list(row.successors), inputs, *astuple(row)[_AS_IT_IS:])
 
 
 def _is_plain(row: StepRow) -> bool:
@@ -257,7 +259,7 @@ def _is_plain(row: StepRow) -> bool:
 def _row(row: _Row) -> StepRow:
     sampling = None if row.sampling is None else _sampling(row.sampling)
     inputs = NOTHING if row.inputs is None else _inputs(row.inputs)
-    return StepRow(**(asdict(row) | {"sampling": sampling, "inputs": inputs}))
+    return StepRow(row.tokens, row.start, row.blocks, sampling, row.successors, inputs, *astuple(row)[_AS_IT_IS:])
 
 
 def _packed_sampling(row: Row) -> _Sampling:
