@@ -9,24 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bestiary import LLM, SamplingParams, registry
 from bestiary.ahead import Ahead, _Flight
 from bestiary.engine import Engine
+from bestiary.replay import Found
 from bestiary.testing.fixture import Fixture
 
 PROMPTS = [[3 + (n * k) % 50 for k in range(2 + n % 7 * 3)] for n in range(14)]
 
 
 class Again:
-    """What a graph does, without a GPU: the same function over the same memory."""
+    """What a graph does, without a GPU: the same function over the same memory, its results in one place."""
 
-    def __init__(self, function: Callable[[], torch.Tensor]) -> None:
-        self.replay = function
+    def __init__(self, function: Callable[[], Found]) -> None:
+        self._function, self._output = function, function()
+
+    def replay(self) -> Found:
+        found = self._function()
+        self._output.logits_RV.copy_(found.logits_RV)
+        self._output.best_R.copy_(found.best_R)
+        return self._output
 
 
-def captured(function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Again]:
+def captured(function: Callable[[], Found]) -> tuple[Found, Again]:
     """As a graph is: the step is run twice before, which must come to the same as once."""
     function()
     return function(), Again(function)

@@ -23,9 +23,9 @@ class _Flight:
     """A step that was launched; its tokens are on the device, and on their way to the host."""
 
     def __init__(self, rows: Sequence[StepRow], tokens_R: Tensor) -> None:
-        self.rows, self.tokens_R = rows, tokens_R
+        self.rows, self._device, self._tokens_R = rows, tokens_R.device, [tokens_R]
         self._places = {id(row.blocks): place for place, row in enumerate(rows)}
-        self._on_host = tokens_R.to("cpu", non_blocking=True)
+        self._on_host = tokens_R.to("cpu", non_blocking=True, copy=True)
         self._arrived = torch.cuda.Event() if tokens_R.is_cuda else None  # type: ignore[no-untyped-call]
         if self._arrived is not None:
             self._arrived.record()
@@ -38,6 +38,10 @@ class _Flight:
         known = self.rows[place]
         is_same = (known.start, known.tokens, known.adapter) == (asked.start, asked.tokens, asked.adapter)
         return place if is_same and asked.decodes else None
+
+    def take(self) -> Tensor:
+        """The tokens on the device. Whoever begins with them may write over them: a second time they are the host's."""
+        return self._tokens_R.pop() if self._tokens_R else torch.tensor(self.land()).to(self._device)
 
     def land(self) -> list[int]:
         """Wait for the tokens; -1 where the logits were not numbers."""
@@ -99,7 +103,7 @@ class Ahead:
             return None
         following = [self._next(row, place) for place, row in going]
         placed = [self._swapped(row) for row in following] if any(self._is_state) else following
-        tokens_R, order = flight.tokens_R, [place for place, _ in going]
+        tokens_R, order = flight.take(), [place for place, _ in going]
         if order != list(range(tokens_R.shape[0])):
             tokens_R = tokens_R[torch.tensor(order).to(tokens_R.device, non_blocking=True)]
         return self._launch(following, placed, tokens_R)
