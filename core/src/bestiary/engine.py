@@ -175,7 +175,7 @@ class Engine:
             stop=list(params.stop or ()),
             include_stop=params.include_stop_str_in_output,
             skip_special_tokens=params.skip_special_tokens,
-            at_end=request.final_only,
+            at_end=request.final_only and not self.executor.runs_ahead,
         )
         logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []
         seed = (seed + 2**63) % 2**64 - 2**63
