@@ -187,6 +187,27 @@ def test_requests_under_way_keep_the_content_that_they_began_with(llm: LLM, make
     assert llm.list_loras() == []
 
 
+def test_a_slot_whose_filling_was_interrupted_is_filled_before_anybody_uses_it(
+    llm: LLM, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C while an adapter is put into its slot."""
+    llm.load_lora("one", make(1))
+    whole = ask(llm, "one")
+    llm.load_lora("one", make(2))
+    other = ask(llm, "one")
+    llm.load_lora("one", make(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.executor, "place_adapter", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ask(llm, "one")
+    llm.engine.check_integrity()
+    assert ask(llm, "one") == whole != other
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_an_adapter_that_left_memory_is_read_again_and_must_be_what_it_was(llm: LLM, make: Make) -> None:
     """F16. Two are held at most: the first one leaves when the third is loaded."""
     alone = {}

@@ -105,10 +105,11 @@ class Book:
         self._moves.append((entry.slot, entry))
         return True
 
-    def moves(self) -> list[tuple[int, Entry]]:
-        """Slots that must be filled before the next step, in order; asked once."""
-        found, self._moves = self._moves, []
-        return found
+    def moves(self) -> Iterator[tuple[int, Entry]]:
+        """Slots that must be filled before the next step, in order; what an interruption cuts short is asked anew."""
+        while self._moves:
+            yield self._moves[0]
+            self._moves.pop(0)
 
     def unseat(self, entry: Entry, trouble: str = "") -> None:
         """It needs its slot no more, or this could not be filled."""
@@ -130,13 +131,9 @@ class Book:
         for entry in useless:
             self.unseat(entry)
             del self._held[entry]
-        extra: list[Entry] = []
-        for entry in list(self._held):
-            if len(self._held) <= self._most_held:
-                break
-            if entry.slot is None:
-                del self._held[entry]
-                extra.append(entry)
+        extra = [e for e in self._held if e.slot is None][: max(0, len(self._held) - self._most_held)]
+        for entry in extra:
+            del self._held[entry]
         return useless + extra
 
     def clear_slots(self) -> None:
