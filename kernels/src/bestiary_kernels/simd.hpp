@@ -209,8 +209,10 @@ __attribute__((always_inline)) inline Floats power_of_two(Floats x) {
 #endif
 }
 
-// Memory of this thread that outlives the call, so that a step never meets the allocator; null when there is none.
-inline void* scratch(size_t size) {
+// Memory of this thread that outlives the call, so that a step never meets the allocator; null when there is none. What
+// is part of another operation has one of its own.
+enum class Whose { OPERATION, PART };
+template <Whose = Whose::OPERATION> inline void* scratch(size_t size) {
     static __thread void* memory = nullptr;
     static __thread size_t held = 0;
     if (size > held) {

@@ -33,8 +33,8 @@ MOST_ROWS = 64
 # Of a squeezed weight: above it what making it wide costs is little beside the product.
 _MOST_ROWS_SQUEEZED = 256
 _MOST_ROWS_F32 = 6
-# Inputs of which our product of many rows takes a multiple, and outputs of each half where it gates; it needs AMX.
-_TILE_INPUTS, _COLUMNS = 32, 64
+# Inputs of which our product of many rows takes a multiple; it needs AMX.
+_TILE_INPUTS = 32
 _AS_IT_IS = -1  # no activation after it
 _KNOWN_FORMS = ("packed", "both", "squeezed")
 _SAMPLED_ROWS = 128
@@ -132,7 +132,7 @@ class PackedLinear:
         self._check(x_TK)
         many = self._many(library.native(x_TK), x_TK.shape[0])
         number = (KINDS if gated else PLAIN_KINDS).get(kind)
-        if many is None or number is None or (gated and self.outputs % (2 * _COLUMNS)):
+        if many is None or number is None or (gated and self.outputs % (2 * reference.COLUMNS)):
             return (gated_activation if gated else activation)(self(x_TK), kind)
         return self._multiply(many, x_TK, self.outputs // (1 + gated), number, gated)
 

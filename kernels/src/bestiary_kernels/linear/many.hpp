@@ -3,7 +3,7 @@
 // An item is a part of the rows times a group of blocks of columns, whose weights the second cache holds for a long
 // stretch of their inputs. Squares of 32 rows and columns go through it: as many loads as products. A thread's items
 // follow one another group by group, so that it brings the same weights once. Of what gates, gate and up are near
-// together, so that neither goes to memory. Included after activation/cpu.cpp, whose `activated` it uses.
+// together, so that neither goes to memory.
 #pragma once
 
 #include "walk.hpp"
@@ -28,14 +28,18 @@ template <class Source, int halves> struct ManyRows {
     int64_t blocks = (width + COLUMNS - 1) / COLUMNS, parts = (rows + PART_ROWS - 1) / PART_ROWS;
     int64_t stretches = (inputs + MOST_INPUTS - 1) / MOST_INPUTS;
     int64_t block_steps = start(1) + tiles::STEPS;  // the longest stretch's
-    int64_t groups = count_groups();
     uint64_t number = next_number();
 
-    // As many blocks as fit, but something for every thread.
-    int64_t count_groups() const {
-        const int64_t fit = GROUP_BYTES / (halves * block_steps * Wide::BYTES), threads = omp_get_max_threads();
-        const int64_t each = smaller(fit < 1 ? 1 : fit, (blocks * parts + threads - 1) / threads);
-        return (blocks + each - 1) / each;
+    // So many that the blocks of each fit.
+    int64_t least_groups() const {
+        const int64_t fit = GROUP_BYTES / (halves * block_steps * Wide::BYTES);
+        return fit < 1 ? blocks : (blocks + fit - 1) / fit;
+    }
+    // And that every thread has as many items.
+    int64_t even_groups() const {
+        const int64_t threads = omp_get_max_threads();
+        const int64_t items = (parts * least_groups() + threads - 1) / threads * threads;
+        return smaller(blocks, (items + parts - 1) / parts);
     }
     // Of the calls, so that a thread knows for which one it brought weights.
     static uint64_t next_number() {
@@ -53,10 +57,9 @@ template <class Source, int halves> struct ManyRows {
 
     // Of sums what a product and, if any, an activation after it give: both round.
     template <int kind> static Floats finished(const float* sums, int64_t half, const Floats (*bias)[2], int c) {
-        Floats value = load(sums + c * W) + bias[0][c];
-        if constexpr (kind != AS_IT_IS) value = activated<kind>(rounded(value));
-        if constexpr (halves == 2) value *= rounded(load(sums + half + c * W) + bias[1][c]);
-        return value;
+        const Floats value = load(sums + c * W) + bias[0][c];
+        if constexpr (halves == 2) return gated<kind>(value, load(sums + half + c * W) + bias[1][c]);
+        return kind == AS_IT_IS ? value : activated<kind>(rounded(value));
     }
 
     // y of a square at row and column, of sums `stride` apart.
@@ -93,7 +96,7 @@ template <class Source, int halves> struct ManyRows {
         const int64_t panels = keeps ? (some_rows + SQUARE - 1) / SQUARE : 1;
         const int64_t near = halves * some_blocks, room = near * block_steps * Wide::BYTES;
         const int64_t sums = panels * SQUARE * space.stride;
-        space.room = (char*)scratch(size_t(room) + size_t(sums) * sizeof(float) + size_t(near) * sizeof(char*));
+        space.room = (char*)scratch<Whose::PART>(size_t(room) + size_t(sums) * sizeof(float) + size_t(near) * sizeof(char*));
         space.sums = (float*)(space.room + room);
         space.weights = (const char**)(space.sums + sums);
         return space.room;
@@ -123,8 +126,10 @@ template <class Source, int halves> struct ManyRows {
         }
     }
 
-    // A last panel that would be cut begins earlier: its first rows come out the same twice.
-    bool run(Range some, Range over, int64_t group) const {
+    // One item; false without memory. A last panel that would be cut begins earlier: its first rows come out twice.
+    bool run(int64_t part, int64_t group, int64_t groups) const {
+        const Range some{rows * part / parts, rows * (part + 1) / parts};
+        const Range over{blocks * group / groups, blocks * (group + 1) / groups};
         static __thread uint64_t held_number = 0;
         static __thread int64_t held_group = 0;
         Space space;
@@ -146,11 +151,9 @@ template <class Source, int halves> struct ManyRows {
 
     int run_all() const {
         int missed = 0;
+        const int64_t groups = even_groups();
         share(parts * groups, 1, true, [&](int64_t item) {
-            const int64_t group = item / parts, part = item % parts;
-            if (!run({rows * part / parts, rows * (part + 1) / parts},
-                     {blocks * group / groups, blocks * (group + 1) / groups}, group))
-                __atomic_store_n(&missed, 1, __ATOMIC_RELAXED);
+            if (!run(item % parts, item / parts, groups)) __atomic_store_n(&missed, 1, __ATOMIC_RELAXED);
         });
         return missed ? NO_MEMORY : OK;
     }

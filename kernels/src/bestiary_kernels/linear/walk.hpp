@@ -2,7 +2,8 @@
 //
 // A matrix is a line of blocks of 64 outputs, in each the inputs two by two (a step). A source says how many steps shall
 // be near at a time, brings them, and settles what a sum means. Sums go through the inputs in their order, whatever the
-// number of rows, and are cut where the threads' pieces are, so that a row comes out alike in any company.
+// number of rows, and are cut where the threads' pieces are, so that a row comes out alike in any company. Included after
+// activation/cpu.cpp, whose `activated` it uses.
 #pragma once
 
 #include "../tiles.hpp"
@@ -130,6 +131,9 @@ inline void write_block(const Source& source, int64_t block, const Sums* sums, i
             store_up_to(y + r * call.outputs + column, source.settled(sums[r], c, column) + bias, n);
     }
 }
+
+// Of the sums of gate and up what two steps give: a product rounds.
+template <int kind> inline Floats gated(Floats gate, Floats up) { return activated<kind>(rounded(gate)) * rounded(up); }
 
 // A few for each thread: so many that one that is held up delays little, so few that cuts cost nothing that is felt.
 inline int64_t pieces_of(int64_t steps) {

@@ -12,28 +12,85 @@ namespace squeezed {
 struct Matrices {
     const SqueezedCall* all;
 
-    // y [choices, N] of x [choices, K], both in the order of the experts.
-    void multiply(const Buckets& buckets, const bf16* x, bf16* y) const {
-        const int64_t blocks = all->blocks(), items = buckets.count * blocks;
-        share(items, 1, true, [&](int64_t item) {
+    // y [choices, N] of x [choices, K], both in the order of the experts; with two halves, of whole blocks each, the
+    // first one gates: [choices, N / 2].
+    template <int halves> int multiply(const Buckets& buckets, const bf16* x, bf16* y, int kind = AS_IT_IS) const {
+        const int64_t blocks = all->blocks() / halves, few = few_first(buckets);
+        share(few * blocks, 1, true, [&](int64_t item) {
             const Bucket& bucket = buckets.all[item / blocks];
             const Squeezed source{all[bucket.expert]};
             const int64_t passes = (bucket.count + MOST_ROWS - 1) / MOST_ROWS;
             for (int64_t pass = 0; pass < passes; ++pass) {
                 const int64_t begin = bucket.count * pass / passes, end = bucket.count * (pass + 1) / passes;
-                multiply_rows(source, item % blocks, bucket.first + begin, end - begin, x, y);
+                multiply_rows<halves>(source, item % blocks, bucket.first + begin, end - begin, x, y, kind);
             }
         });
+#if defined(__AMX_BF16__)
+        return multiply_many<halves>(buckets, few, x, y, kind);
+#else
+        return OK;
+#endif
     }
 
   private:
+    // Brings the experts of few rows to the front, and says how many they are; squares are better for the others.
+    int64_t few_first(const Buckets& buckets) const {
+#if defined(__AMX_BF16__)
+        if (all->inputs % tiles::SQUARE) return buckets.count;
+        int64_t few = 0;
+        for (int64_t i = 0; i < buckets.count; ++i) {
+            const Bucket bucket = buckets.all[i];
+            if (bucket.count > MOST_ROWS) continue;
+            buckets.all[i] = buckets.all[few];
+            buckets.all[few++] = bucket;
+        }
+        return few;
+#else
+        return buckets.count;
+#endif
+    }
+
+#if defined(__AMX_BF16__)
+    // The buckets from `few` on: a group of blocks after the other, each with all rows.
+    template <int halves>
+    int multiply_many(const Buckets& buckets, int64_t few, const bf16* x, bf16* y, int kind) const {
+        typedef ManyRows<Squeezed, halves> Many;
+        const int64_t inputs = all->inputs, width = all->outputs / halves;
+        const auto over = [&](int64_t i, auto run) {
+            const Bucket& bucket = buckets.all[i];
+            const Squeezed source{all[bucket.expert]};
+            return run(Many{source, x + bucket.first * inputs, inputs, y + bucket.first * width, bucket.count, kind});
+        };
+        if (few == buckets.count) return OK;
+        const int64_t groups = over(few, [](const Many& many) { return many.least_groups(); });
+        int missed = 0;
+        share((buckets.count - few) * groups, 1, true, [&](int64_t item) {
+            over(few + item / groups, [&](const Many& many) {
+                for (int64_t part = 0; part < many.parts; ++part)
+                    if (!many.run(part, item % groups, groups)) __atomic_store_n(&missed, 1, __ATOMIC_RELAXED);
+            });
+        });
+        return missed ? NO_MEMORY : OK;
+    }
+#endif
+
+    template <int halves>
     static void multiply_rows(const Squeezed& source, int64_t block, int64_t first, int64_t rows, const bf16* x,
-                              bf16* y) {
-        const int64_t inputs = source.call.inputs;
-        Floats sums[MOST_ROWS][VECTORS];
-        memset(sums, 0, size_t(rows) * sizeof(Sums));
-        multiply_groups(source, block, x + first * inputs, inputs, rows, 0, inputs / 2, sums);
-        write_block(source, block, sums, rows, y + first * source.call.outputs);
+                              bf16* y, int kind) {
+        const int64_t inputs = source.call.inputs, width = source.call.outputs / halves;
+        Floats sums[halves][MOST_ROWS][VECTORS];
+        for (int half = 0; half < halves; ++half) {
+            memset(sums[half], 0, size_t(rows) * sizeof(Sums));
+            const int64_t at = block + half * source.call.blocks() / halves;
+            multiply_groups(source, at, x + first * inputs, inputs, rows, 0, inputs / 2, sums[half]);
+        }
+        y += first * width;
+        if constexpr (halves == 1) return write_block(source, block, sums[0], rows, y);
+        of_kind(kind, [&](auto of) {
+            for (int64_t r = 0; r < rows; ++r)
+                for (int c = 0; c < VECTORS; ++c)
+                    store(y + r * width + block * COLUMNS + c * W, gated<of.KIND>(sums[0][r][c], sums[halves - 1][r][c]));
+        });
     }
 };
 
@@ -96,33 +153,34 @@ struct Mixture {
     Matrices gate_up, down;
 
     int run(const MoeCall& call, const bf16* x, const float* weights, const int64_t* experts, bf16* y) const {
-        const int64_t choices = call.tokens * call.top_k, width = call.width, inner = call.inner;
+        const int64_t choices = call.tokens * call.top_k, width = call.width;
         const size_t sorting = Buckets::bytes(call.experts, choices);
         const size_t counting = size_t(choices + call.tokens) * sizeof(int64_t);
         char* const memory = (char*)scratch(sorting + counting + size_t(choices * numbers(call)) * sizeof(bf16));
         if (!memory) return NO_MEMORY;
         const Buckets buckets = Buckets::sorted(memory, call.experts, experts, choices);
-        bf16 *const rows = (bf16*)(memory + sorting + counting), *const both = rows + choices * width;
-        bf16 *const hidden = both + choices * 2 * inner, *const said = hidden + choices * inner;
+        bf16 *const rows = (bf16*)(memory + sorting + counting), *const hidden = rows + choices * width;
+        bf16* const said = hidden + choices * call.inner;
         Ordered{buckets, choices}.gather(x, call.top_k, call.x_stride, width, rows);
-        gate_up.multiply(buckets, rows, both);
-        activate<true>(kind, both, hidden, {choices, inner, 2 * inner});
-        down.multiply(buckets, hidden, said);
+        if (const int status = gate_up.multiply<2>(buckets, rows, hidden, kind)) return status;
+        if (const int status = down.multiply<1>(buckets, hidden, said)) return status;
         combine(call, buckets, weights, said, (int64_t*)(memory + sorting), y);
         return OK;
     }
 
-    // Of one choice: its row, gate and up, their product, and what the expert says.
-    static int64_t numbers(const MoeCall& call) { return 2 * call.width + 3 * call.inner; }
+    // Of one choice: its row, what is between the products, and what the expert says.
+    static int64_t numbers(const MoeCall& call) { return 2 * call.width + call.inner; }
 };
 
 }  // namespace squeezed
 }  // namespace
 
-// As `moe` of bfloat16, of an expert's matrices the calls: gate_up [experts] of 2 inner x width, down [experts].
+// As `moe` of bfloat16, of an expert's matrices the calls: gate_up [experts] of 2 inner x width, down [experts]; `inner`
+// in whole blocks.
 EXPORT(int, moe_squeezed)(int kind, const void* x, const SqueezedCall* gate_up, const SqueezedCall* down,
                           const float* weights, const int64_t* experts, void* y, const MoeCall* call) {
     if (!are_experts(experts, call->tokens * call->top_k, call->experts)) return BAD_EXPERT;
+    if (call->inner % COLUMNS) return BAD_PARTS;
     const squeezed::Mixture mixture{kind, {gate_up}, {down}};
     const int64_t bytes = call->top_k * squeezed::Mixture::numbers(*call) * int64_t(sizeof(bf16));
     return squeezed::by_runs(call->tokens, bytes, [&](int64_t first, int64_t count) {
@@ -149,7 +207,7 @@ EXPORT(int, experts_squeezed)(const void* x, const SqueezedCall* matrices, const
         bf16 *const rows = (bf16*)(memory + sorting), *const made = rows + choices * inputs;
         const squeezed::Ordered ordered{buckets, choices};
         ordered.gather((const bf16*)x + first * call->x_stride, each, call->x_stride, inputs, rows);
-        squeezed::Matrices{matrices}.multiply(buckets, rows, made);
+        if (const int status = squeezed::Matrices{matrices}.multiply<1>(buckets, rows, made)) return status;
         ordered.scatter(made, outputs, (bf16*)y + first * each * outputs);
         return int(OK);
     });

@@ -11,6 +11,7 @@ from torch import Tensor
 from bestiary_kernels import library
 from bestiary_kernels.activation import gated_activation
 from bestiary_kernels.linear import PackedLinear
+from bestiary_kernels.linear.reference import COLUMNS
 from bestiary_kernels.moe import reference
 from bestiary_kernels.moe.mix import mixed
 
@@ -81,7 +82,7 @@ class SqueezedExperts:
     def mixture(self, x_TD: Tensor, down: SqueezedExperts, weights_Tk: Tensor, experts_Tk: Tensor, act: str) -> Tensor:
         """As `moe`, which has looked at shapes and dtypes, with these as the matrices of gate and up."""
         experts, inner_twice, _ = self.shape
-        mix = self._kernel("moe_squeezed", x_TD, experts_Tk)
+        mix = self._kernel("moe_squeezed", x_TD, experts_Tk) if inner_twice % (2 * COLUMNS) == 0 else None
         if mix is None or weights_Tk.dtype is not torch.float32 or not weights_Tk.is_contiguous():
             both_TkI = self(x_TD, experts_Tk)
             hidden_TkI = gated_activation(both_TkI.flatten(0, 1), act).view(*experts_Tk.shape, inner_twice // 2)
