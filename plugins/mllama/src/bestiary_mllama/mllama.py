@@ -19,6 +19,19 @@ __all__ = ["NAMES", "Config", "CrossLayer", "MllamaEncoder", "describe"]
 _LANGUAGES = {"mllama_text_model": "LlamaForCausalLM"}
 #: Tokens that stand in prompts alone, a picture's among them.
 _UNWRITTEN = 8
+#: Fine-tuned models' configurations hold what differs from the class in transformers; this is how that begins.
+_LEFT_OUT = {
+    "model_type": "mllama_text_model",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Config:
     @classmethod
     def read(cls, file: ConfigFile) -> Self:
         """Raises ConfigUnsupported for what no published Llama 3.2 Vision has."""
-        text = file.section("text_config").filled({"model_type": "mllama_text_model"})
+        text = file.section("text_config").filled(_LEFT_OUT)
         layers = text.size("num_hidden_layers")
         cross = text.get("cross_attention_layers", tuple[int, ...], (3, 8, 13, 18, 23, 28, 33, 38))
         text.must(set(cross) < set(range(layers)), "cross_attention_layers", f"is {list(cross)} of {layers} layers")
