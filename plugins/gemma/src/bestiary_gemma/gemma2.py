@@ -9,6 +9,9 @@ from bestiary_gemma import gemma
 
 __all__ = ["NAMES", "Config", "describe", "trunk"]
 
+#: Where the file leaves them out; a null is no cap.
+_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -24,6 +27,9 @@ class Config:
     @classmethod
     def read(cls, file: ConfigFile) -> Self:
         """Raises ConfigUnsupported for what no published Gemma 2 has."""
+        file = file.filled(_CAPS)
+        # Unlike the first Gemma's, this key means what it says.
+        file.expect("hidden_activation", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")
         base = gemma.Config.read(file)
         window = file.get("sliding_window", int, 4096)
         file.must(window > 0, "sliding_window", f"is {window}; it must be at least 1")

@@ -29,4 +29,19 @@ CASES = (
             "the norms' epsilon": {"rms_norm_eps": 0.5},
         },
     ),
+    Case(
+        "caps as they are where nothing says so",
+        {key: value for key, value in PUBLISHED.items() if not key.endswith("softcapping")},
+        Transformers("Gemma2ForCausalLM"),
+        mutations={
+            "the cap of scores": {"attn_logit_softcapping": 3.0},
+            "the cap of logits": {"final_logit_softcapping": 5.0},
+            "the activation": {"hidden_activation": "gelu"},
+        },
+    ),
+    Case(
+        "no caps",
+        {**PUBLISHED, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        Transformers("Gemma2ForCausalLM"),
+    ),
 )
