@@ -42,8 +42,9 @@ class Config:
             "vision_feature_select_strategy",
             f"is {strategy!r}; the tower {tower!r} has no class token to leave out: it must be 'full'",
         )
+        tied = file.get("tie_word_embeddings", bool, False) or None  # false is also what files say of tied ones
         return cls(
-            text=languages.read(file.section("text_config"), "llama", "mistral", "qwen2"),
+            text=languages.read(file.section("text_config"), "llama", "mistral", "qwen2", tied=tied),
             tower=tower,
             vision=_TOWERS[tower].Config.read(file.section("vision_config")),
             features=file.need("vision_feature_layer", tuple[int, ...]) if several else (layers,),

@@ -169,6 +169,7 @@ CASES = (
             "vision_feature_layer": -1,
             "vision_feature_select_strategy": "full",
             "text_config": {**LLAMA, "model_type": "qwen2"},
+            "tie_word_embeddings": True,
             "vision_config": {**CLIP, "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh"},
         },
         _reference(_fed("SiglipImageProcessorPil", SIGLIP_FILE, 9)),

@@ -26,8 +26,9 @@ class Config:
         """Raises ConfigUnsupported for a tower or a language model that no published PaliGemma has."""
         vision = file.section("vision_config")
         vision.expect("model_type", "siglip_vision_model", default="siglip_vision_model")
+        tied = file.get("tie_word_embeddings", bool)
         return cls(
-            text=languages.read(file.section("text_config"), "gemma", "gemma2"),
+            text=languages.read(file.section("text_config"), "gemma", "gemma2", tied=tied),
             vision=siglip.Config.read(vision),
             image_token=file.get(("image_token_index", "image_token_id"), int, 256000),
         )

@@ -99,6 +99,14 @@ CASES = (
         files={"preprocessor_config.json": STEPS},
     ),
     Case(
+        "a head of its own, which the whole model's part tells of",
+        {**PUBLISHED, "tie_word_embeddings": False},
+        REFERENCE,
+        mutations={"that it is its own": {"tie_word_embeddings": True}},
+        samples=_samples,
+        files={"preprocessor_config.json": STEPS},
+    ),
+    Case(
         "2: Gemma 2, whose windows are shorter than a picture",
         {
             **PUBLISHED,

@@ -31,13 +31,17 @@ _LEFT_OUT: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def read(section: ConfigFile, *kinds: str) -> ConfigFile:
+def read(section: ConfigFile, *kinds: str, tied: bool | None = None) -> ConfigFile:
     """The part of config.json on a language model of one of these kinds, whole; the first where it says no kind.
 
-    Raises ConfigUnsupported for another kind.
+    `tied` is what the whole model's part says of the head: where it does, that holds. Raises ConfigUnsupported for
+    another kind.
     """
     kind = section.expect("model_type", *kinds, default=kinds[0])
-    return section.filled({"model_type": kind, **_LEFT_OUT.get(kind, {})})
+    whole = section.filled({"model_type": kind, **_LEFT_OUT.get(kind, {})})
+    if tied is None:
+        return whole
+    return ConfigFile({**whole.values, "tie_word_embeddings": tied}, section.path, "text_config.")
 
 
 def describe(section: ConfigFile) -> Described:
