@@ -129,7 +129,7 @@ class Rope:
 
 
 #: Settings whose names are the same here and in config.json.
-_OPTIONAL = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
+_OPTIONAL = ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "truncate")
 
 
 def _mscale(factor: float, mscale: float = 1.0) -> float:

@@ -30,6 +30,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "truncate": False}
 REFERENCE = Transformers("LlamaForCausalLM")
 
 CASES = (
@@ -65,5 +66,11 @@ CASES = (
             "biases of attention": {"attention_bias": False},
             "biases of the MLP": {"mlp_bias": False},
         },
+    ),
+    Case(
+        "positions stretched between dimensions that are no whole numbers",
+        {**PUBLISHED, "rope_scaling": YARN},
+        REFERENCE,
+        mutations={"that they are none": {"rope_scaling": {**YARN, "truncate": True}}},
     ),
 )
