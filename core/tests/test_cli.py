@@ -249,6 +249,7 @@ def test_help_and_list_take_less_than_three_tenths_of_a_second(
         (["run", "demo", "hi", "--no-chat", "--system", "Be kind."], "--no-chat"),
         (["bench", "latency", "demo", "--batch-size", "0"], "at least 1"),
         (["list", "demo"], "demo"),
+        (["verify", "LlamaForCausalLM", "--level", "L5"], '"L5"'),
         (["run", "demo", "\x1b[31mhi", "there"], "there"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -323,6 +324,14 @@ def test_a_closed_pipe_is_silent(run: Run) -> None:
     done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_what_cannot_be_written_is_one_message(run: Run) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)}
+    command = [sys.executable, "-m", "bestiary", "list", "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"bestiary: [Errno 28] No space left on device\n")
 
 
 # --- list ---------------------------------------------------------------------------------------------------------

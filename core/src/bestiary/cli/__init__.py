@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), _FAILED)  # a variable of the kernels', which know none of our errors
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:  # a pipe that is closed, a disk that is full, a file that cannot be written
         # What is still buffered would fail once more when the interpreter flushes it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
+        return _PIPE_CLOSED if isinstance(error, BrokenPipeError) else _fail(str(error), _FAILED)
 
 
 def _fail(message: str, status: int) -> int:

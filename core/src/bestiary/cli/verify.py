@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -20,7 +20,7 @@ Names = Annotated[str, Parameter(help="Architectures, as config.json names them;
 Json = Annotated[Path | None, Parameter(name="--json", help="Write every result to this file.")]
 TableFile = Annotated[Path | None, Parameter(name="--table", help="Write a table of the architectures to this file.")]
 Level = Annotated[
-    tuple[str, ...], Parameter(negative=(), help="Only checks of this level: L0, L1, L2 or L3. May be repeated.")
+    tuple[Literal["L0", "L1", "L2", "L3"], ...], Parameter(negative=(), help="Only checks of this level. Repeatable.")
 ]
 Checkpoints = Annotated[
     tuple[str, ...],

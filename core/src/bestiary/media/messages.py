@@ -41,7 +41,7 @@ def collect(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]]
     """
     plain, media = [], []
     for m, message in enumerate(messages):
-        content = message.get("content")
+        content = message.get("content") if isinstance(message, Mapping) else None  # what it is, the template refuses
         if isinstance(content, Sequence) and not isinstance(content, str):
             parts = []
             for p, part in enumerate(content):
@@ -50,7 +50,7 @@ def collect(messages: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]]
                 if medium is not None and medium.source is not None:
                     media.append(medium)
             message = {**message, "content": parts}
-        plain.append(dict(message))
+        plain.append(dict(message) if isinstance(message, Mapping) else message)
     return plain, media
 
 
