@@ -121,9 +121,10 @@ def test_without_a_tokenizer_token_ids_are_served(folder: Path, tmp_path: Path) 
 
 def test_default_sampling_follows_generation_config(folder: Path, tmp_path: Path) -> None:
     own = shutil.copytree(folder, tmp_path / "own")
-    (own / "generation_config.json").write_text(json.dumps({"temperature": 0.25, "top_k": 7, "eos_token_id": [1, 2]}))
+    said = {"temperature": 0.25, "top_k": 7, "eos_token_id": [1, 2], "max_new_tokens": 20}
+    (own / "generation_config.json").write_text(json.dumps(said))
     defaults = LLM(str(own), max_model_len=64).get_default_sampling_params()
-    assert (defaults.temperature, defaults.top_k, defaults.top_p) == (0.25, 7, 1.0)
+    assert (defaults.temperature, defaults.top_k, defaults.top_p, defaults.max_tokens) == (0.25, 7, 1.0, 20)
     assert LLM(str(own), max_model_len=64, generation_config="none").get_default_sampling_params() == SamplingParams()
 
 
@@ -227,6 +228,19 @@ def test_the_end_token_ends_an_answer_and_can_be_forbidden_or_ignored(folder: Pa
     assert len(answer(min_tokens=12)) == 12
 
 
+def test_what_the_tokenizer_calls_the_end_ends_an_answer_too(folder: Path, tmp_path: Path) -> None:
+    """A model that was taught a new end of turn often keeps the configurations of the one that it was made of."""
+    prompt, probe = {"prompt_token_ids": [5, 6, 7]}, LLM(str(folder), max_model_len=128)
+    ids = list(probe.generate(prompt, GREEDY, use_tqdm=False)[0].outputs[0].token_ids)
+    own = shutil.copytree(folder, tmp_path / "own")
+    (own / "tokenizer_config.json").write_text(json.dumps({"eos_token": probe.get_tokenizer().token(ids[2])}))
+    (own / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    params = SamplingParams(temperature=0, max_tokens=12)
+    answer = LLM(str(own), max_model_len=128).generate(prompt, params, use_tqdm=False)[0].outputs[0]
+    assert list(answer.token_ids) == ids[: ids.index(ids[2]) + 1]
+    assert answer.finish_reason == "stop"
+
+
 def test_an_answer_ends_where_the_context_does(folder: Path) -> None:
     llm = LLM(str(folder), max_model_len=20)
     output = llm.generate(
@@ -308,7 +322,7 @@ def test_parameters_that_this_model_cannot_serve_are_refused(llm: LLM, params: d
 
 
 def test_one_bad_prompt_among_many_leaves_no_trace(llm: LLM) -> None:
-    with pytest.raises(RequestError, match="empty"):
+    with pytest.raises(RequestError, match="prompt 1: the prompt is empty"):
         llm.generate(["good", "", "good"], GREEDY, use_tqdm=False)
     assert not llm.engine.has_unfinished_requests()
 
@@ -321,6 +335,8 @@ def test_parameters_for_another_number_of_prompts_are_refused(llm: LLM) -> None:
 def test_bad_messages_are_refused(llm: LLM) -> None:
     with pytest.raises(RequestError, match=r"message|role"):
         llm.chat([{"content": "no role"}], GREEDY, use_tqdm=False)
+    with pytest.raises(RequestError, match=r"messages\[0\] is of type str: it must be an object with role and content"):
+        llm.chat("no message", GREEDY, use_tqdm=False)  # type: ignore[arg-type]
 
 
 def test_a_base_model_says_that_it_cannot_chat(tmp_path: Path) -> None:
@@ -417,6 +433,8 @@ def test_no_such_model_is_not_found() -> None:
         ({"kv_cache_memory_bytes": 1}, SettingError, "kv_cache_memory_bytes"),
         ({"num_gpu_blocks_override": 1}, SettingError, "max_model_len=64"),
         ({"device": "abacus"}, SettingError, "device='abacus'"),
+        ({"device": "meta"}, SettingError, "device='meta': choose auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:99"}, SettingError, "device='cuda:99': this machine"),
         ({"tensor_parallel_size": 0}, SettingError, "tensor_parallel_size=0"),
         ({"pipeline_parallel_size": 0}, SettingError, "pipeline_parallel_size=0"),
         ({"max_loras": 0}, SettingError, "max_loras=0"),

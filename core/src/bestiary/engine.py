@@ -98,13 +98,15 @@ class Engine:
         texts = folder if config.tokenizer is None else hub.locate(config.tokenizer)
         tokenizer = None if config.skip_tokenizer_init else Tokenizer.load(texts)
         # generation_config.json knows what ends an answer better than config.json, which is often the base model's.
+        # Both may be that, where a model was taught a new end of turn: the tokenizer's ends an answer too, as in vLLM.
         ends = generation(folder).get("eos_token_id") or file.token_ids("eos_token_id")
-        _require(architecture, config)
-        executor = start(config, architecture, folder)
-        engine = cls(config, executor, tokenizer, ends)
+        own = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+        shards, stages = config.tensor_parallel_size, config.pipeline_parallel_size
+        registry.require(architecture, tensor=shards > 1, pipeline=stages > 1)
+        engine = cls(config, start(config, architecture, folder), tokenizer, (*ends, *own))
         engine._restart = partial(start, config, architecture, folder)
         engine.architecture = engine.adapters.architecture = architecture
-        engine.admission = Admission.of(architecture, config, executor.width)
+        engine.admission = Admission.of(architecture, config, engine.executor.width)
         if architecture.processor is not None:
             engine.processor = model.processor(architecture)(file, folder, tokenizer)
         for name, path in config.lora_modules.items():
@@ -347,8 +349,3 @@ class Engine:
         """End everything and let the model go."""
         self.abort(list(self._requests))
         self.executor.close()
-
-
-def _require(architecture: Architecture, config: EngineConfig) -> None:
-    """Raise CapabilityMissing where the settings ask for what the plugin does not declare."""
-    registry.require(architecture, tensor=config.tensor_parallel_size > 1, pipeline=config.pipeline_parallel_size > 1)

@@ -34,7 +34,8 @@ __all__ = ["LLM"]
 Message = Mapping[str, Any]
 #: The name of an adapter for all prompts, or for each of them one or None.
 Lora = str | Sequence[str | None] | None
-_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+#: Of generation_config.json; max_new_tokens is max_tokens here.
+_SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 
 
 class LLM:
@@ -59,7 +60,7 @@ class LLM:
     def get_default_sampling_params(self) -> SamplingParams:
         """What `generate` uses where no parameters are given: those of generation_config.json over the defaults."""
         found = generation(self._folder) if self.config.generation_config == "auto" else {}
-        return SamplingParams(**{name: value for name, value in found.items() if name in _SAMPLING_DEFAULTS})
+        return SamplingParams(**{name.replace("_new", ""): found[name] for name in _SAMPLING_DEFAULTS if name in found})
 
     def generate(
         self,
@@ -231,10 +232,8 @@ class LLM:
         )
 
     def _params_for(self, n: int, given: SamplingParams | Sequence[SamplingParams] | None) -> list[SamplingParams]:
-        if given is None:
-            return [self.get_default_sampling_params()] * n
-        if isinstance(given, SamplingParams):
-            return [given] * n
+        if given is None or isinstance(given, SamplingParams):
+            return [given or self.get_default_sampling_params()] * n
         if len(given) != n:
             raise RequestError(f"{len(given)} sampling_params for {n} prompts: give one for all, or one for each")
         return list(given)
@@ -250,8 +249,11 @@ class LLM:
         names = _names(lora, len(prompts))
         for known in filter(None, names):
             self.engine.adapters.find(known)
-        for prompt, wanted in zip(prompts, params, strict=True):
-            self.engine.check(prompt.token_ids, wanted, prompt.inputs)
+        for i, (prompt, wanted) in enumerate(zip(prompts, params, strict=True)):
+            try:
+                self.engine.check(prompt.token_ids, wanted, prompt.inputs)
+            except RequestError as error:
+                raise RequestError(f"prompt {i}: {error}") from error
         ids = [str(next(self._numbers)) for _ in prompts]
         try:
             for request_id, prompt, wanted, name in zip(ids, prompts, params, names, strict=True):

@@ -5,6 +5,7 @@ Knows no architecture.
 Every pass is one function over the tree, and `build` is their fixed order. None of them is called by a plugin.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -177,13 +178,13 @@ def choose_device(setting: str) -> torch.device:
     """The device for a setting: auto takes a GPU where there is one. Raises SettingError for one that is not there."""
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(setting)
-    except RuntimeError:
-        raise SettingError(f"device={setting!r}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if re.fullmatch(r"(cpu|cuda)(:\d\d?)?", setting) is None:
+        raise SettingError(f"device={setting!r}: choose auto, cpu, cuda or cuda:N")
+    device = torch.device(setting)
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise SettingError(
-            f"device={setting!r}: this machine, or this build of torch, has no CUDA device; use device='cpu'"
+            f"device={setting!r}: this machine, or this build of torch, has {count or 'no'} CUDA devices, counted from 0: "
+            "use one that is there, or device='cpu'"
         )
     return device
 

@@ -75,7 +75,7 @@ def tiny_checkpoint(
             **config,
         },
     )
-    _write(folder / "tokenizer_config.json", {"eos_token": _TURN_END})
+    _write(folder / "tokenizer_config.json", {"eos_token": _TURN_END} if ends else {})
     if chat:
         (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE, encoding="utf-8")
     return folder
