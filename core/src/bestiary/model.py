@@ -183,8 +183,8 @@ def choose_device(setting: str) -> torch.device:
     device = torch.device(setting)
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise SettingError(
-            f"device={setting!r}: this machine, or this build of torch, has {count or 'no'} CUDA devices, counted from 0: "
-            "use one that is there, or device='cpu'"
+            f"device={setting!r}: this machine, or this build of torch, has {count or 'no'} CUDA devices, counted "
+            "from 0: use one that is there, or device='cpu'"
         )
     return device
 
