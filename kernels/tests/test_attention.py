@@ -1,5 +1,6 @@
 """paged_attention: the reference against torch's attention, every C++ variant against the reference."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,15 @@ MIXES = {
     "chunk": [(3, 70)],
     "mixed": [(1, 33), (40, 40), (0, 12), (7, 129), (1, 1)],
 }
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Most keys are cut into spans only where threads share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def assert_every_variant_agrees(batch: Batch, **settings: Any) -> None:
@@ -60,6 +70,7 @@ def test_every_variant_agrees_with_the_reference(
     assert_every_variant_agrees(batch)
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", [[(1, 1500)], [(5, 1400), (1, 40)], [(300, 900)], [(1, 5000)] * 4])
 def test_spans_of_a_long_context_join_to_the_whole(lengths: list[tuple[int, int]], dtype: torch.dtype) -> None:
@@ -71,6 +82,7 @@ def span_settings(name: str) -> dict[str, Any]:
     many: dict[str, dict[str, Any]] = {
         "window": {"window": 600, "softcap": 5.0},
         "slopes": {"slopes": 2.0 ** -torch.arange(3, 9).float()},
+        "sinks": {"sinks": 6 + torch.randn(6)},
         "prefix": {"window": 9, "visible": torch.tensor([890], dtype=torch.int32)},
         "cross": {"causal": False},
         "ranges": {"causal": False, "ranges": torch.tensor([[0, 3], [1390, 1400], [700, 700], [5, 1400], [9, 4]])},
@@ -78,8 +90,9 @@ def span_settings(name: str) -> dict[str, Any]:
     return {key: value.int() if key == "ranges" else value for key, value in many.items()}
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["window", "slopes", "prefix", "cross", "ranges"])
+@pytest.mark.parametrize("name", ["window", "slopes", "sinks", "prefix", "cross", "ranges"])
 def test_spans_join_under_every_setting(name: str, dtype: torch.dtype) -> None:
     lengths = [(300, 900)] if name == "prefix" else [(5, 1400)]
     assert_every_variant_agrees(paged_batch(lengths, dtype=dtype), **span_settings(name))

@@ -215,6 +215,17 @@ def test_on_a_gpu_an_expert_outside_the_weights_says_nothing() -> None:
     assert torch.equal(y[2], torch.zeros(24))
 
 
+@pytest.mark.skipif(not gpu.is_installed(), reason="Triton is not installed")
+def test_on_a_gpu_more_choices_than_are_counted_at_a_time_find_their_experts() -> None:
+    gate_up, down = weights_of(5, 1030, 2)
+    x, experts = torch.randn(400, 1030), torch.rand(400, 5).topk(3).indices
+    weights = torch.rand(400, 3)
+    with interpreted():
+        y = moe(x, gate_up, down, weights, experts)
+    with library.using("reference"):
+        assert_rounds_to(y, moe(x, gate_up, down, weights, experts), floor=1e-4)
+
+
 @pytest.mark.skipif(library.active() is None, reason="no C++ library is in use")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_replay_follows_the_router(dtype: torch.dtype) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bestiary_kernels import activation, gated_activation
 
-from .draw import DTYPES, Draw, case, close, normal
+from .draw import DTYPES, Draw, case, close, within
 
 #: gelu adds what is nearly -1 to 1 where x is far below 0, so it has no digits there.
 _GELU_SCALE = 0.1
@@ -30,7 +30,7 @@ def plain_activation(draw: Draw, device: torch.device) -> None:
     dtype, kind = draw.choice(DTYPES), draw.choice(("silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu"))
     outer = draw.choice(((), (3,), (draw.integer(0, 7),), (2, 3)))
     width = draw.choice((1, 64, 1030, draw.integer(1, 100)))
-    x = 4 * normal(draw, *outer, width + draw.choice((0, 0, 3)), dtype=dtype, device=device)[..., :width]
+    x = within(draw, *outer, width, more=(0, 0, 3), dtype=dtype, device=device).mul_(4)
     x = x.transpose(0, -1) if draw.choice((True, False, False)) else x
     y = activation(x, kind)
     assert y.dtype is dtype
@@ -43,7 +43,7 @@ def gated(draw: Draw, device: torch.device) -> None:
     """Rows of gate and up side by side, dense or in a wider buffer."""
     dtype, kind, tokens = draw.choice(DTYPES), draw.choice(("silu", "gelu", "gelu_tanh", "relu")), draw.integer(0, 7)
     width = draw.choice((1, 64, 1030, draw.integer(1, 100)))
-    both = 4 * normal(draw, tokens, 2 * width + draw.choice((0, 0, 3)), dtype=dtype, device=device)[:, : 2 * width]
+    both = within(draw, tokens, 2 * width, more=(0, 0, 3), dtype=dtype, device=device).mul_(4)
     gate, up = both.double().split(width, 1)
     wanted = _wanted(gate, kind) * up
     close(gated_activation(both, kind), wanted, torch.maximum(wanted.abs().mean(), up.abs() * _GELU_SCALE))

@@ -112,11 +112,12 @@ def settings(draw: Draw, batch: Ragged, heads: int, is_causal: bool, device: tor
     if is_causal and draw.choice((True, False)):
         chosen.window = draw.choice((1, 7, draw.integer(1, 200)))
     if is_causal and draw.choice((True, False)):
-        prefixes = [draw.choice((0, draw.integer(0, context))) for _, context in batch.lengths]
+        prefixes = [draw.choice((0, draw.integer(0, context), context + 9)) for _, context in batch.lengths]
         chosen.visible = torch.tensor(prefixes, dtype=torch.int32, device=device)
     if not is_causal and draw.choice((True, False)):
         ends = [context for queries, context in batch.lengths for _ in range(queries)]
-        ranges = [(draw.integer(0, end), draw.integer(0, end)) for end in ends]  # empty where they cross
+        beyond = draw.choice((0, 5))
+        ranges = [(draw.integer(-beyond, end), draw.integer(0, end + beyond)) for end in ends]  # none where they cross
         chosen.ranges = torch.tensor(ranges, dtype=torch.int32, device=device).view(-1, 2)
     return chosen
 
@@ -168,18 +169,17 @@ def paged_attention(draw: Draw, device: torch.device) -> None:
     chosen = settings(draw, batch, heads, is_causal, device)
     q = normal(draw, tokens, heads + draw.choice((0, 2)), width, dtype=dtype, device=device)[:, :heads]
     both = poisoned(batch.blocks, 2, kv_heads, batch.block_size, width, dtype=dtype, device=device)
-    caches = [both[:, 0], both[:, 1]]
-    if draw.choice((True, False)):
-        caches = [cache.contiguous() for cache in caches]
+    caches = [cache.contiguous() if draw.choice((True, False)) else cache for cache in both.unbind(1)]
     k_cache, v_cache = (batch.fill(cache) for cache in caches)
     kept = batch.tables.clone(), k_cache.clone(), v_cache.clone()
     forget(batch, chosen.window, chosen.visible, k_cache, v_cache)
     out = poisoned(tokens, heads, width, dtype=dtype, device=device) if draw.choice((True, False)) else None
     tables = (batch.tables.clone(), batch.starts, batch.contexts)
-    y = attend(q, k_cache, v_cache, *tables, width**-0.5, **vars(chosen), out=out)
+    scale = draw.choice((1, 1, -1)) * width**-0.5
+    y = attend(q, k_cache, v_cache, *tables, scale, **vars(chosen), out=out)
     assert out is None or y is out
     batch.tables = kept[0]
-    near(y, q, *kept[1:], batch, width**-0.5, chosen)
+    near(y, q, *kept[1:], batch, scale, chosen)
 
 
 @case

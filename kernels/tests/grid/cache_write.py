@@ -4,7 +4,7 @@ import torch
 
 from bestiary_kernels import cache_write
 
-from .draw import DTYPES, Draw, case, normal, poisoned
+from .draw import DTYPES, Draw, case, poisoned, within
 
 
 @case
@@ -12,7 +12,7 @@ def latent_cache_write(draw: Draw, device: torch.device) -> None:
     """Rows, perhaps of a wider buffer, to shuffled slots of which some are none; the cache is poison elsewhere."""
     dtype, tokens, block_size = draw.choice((*DTYPES, torch.float16)), draw.integer(0, 9), draw.choice((1, 5, 16))
     width = draw.choice((1, 64, 576, draw.integer(1, 70)))
-    rows = normal(draw, tokens, width + draw.choice((0, 0, 3)), dtype=dtype, device=device)[:, :width]
+    rows = within(draw, tokens, width, more=(0, 0, 3), dtype=dtype, device=device)
     blocks = tokens // block_size + draw.integer(1, 3)
     generator = torch.Generator().manual_seed(draw.integer(0, 999))
     slots = torch.randperm(blocks * block_size, generator=generator)[:tokens].to(device)

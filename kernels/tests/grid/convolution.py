@@ -11,10 +11,10 @@ from .states import Sequences, strided
 
 @case
 def causal_convolution(draw: Draw, device: torch.device) -> None:
-    """Ragged steps of sequences old and new, some of them shorter than what is remembered, some without a token."""
+    """Ragged steps of sequences old and new, shorter than what is remembered or longer than is held, or of no token."""
     dtype, kept_dtype = draw.choice(DTYPES), draw.choice(DTYPES)
     channels, taps = draw.choice((1, 16, 64, draw.integer(1, 150))), draw.choice((4, 4, 3, 2, 1, 6))
-    sequences = Sequences.drawn(draw, (channels, taps - 1), kept_dtype, device)
+    sequences = Sequences.drawn(draw, (channels, taps - 1), kept_dtype, device, longest=70)
     x = strided(draw, sequences.tokens, channels, dtype=dtype, device=device)
     weight = normal(draw, channels, 1, taps, dtype=dtype, device=device)[:, 0]
     bias = normal(draw, channels, dtype=dtype, device=device) if draw.choice((True, False)) else None

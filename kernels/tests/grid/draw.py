@@ -8,7 +8,20 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["CASES", "DTYPES", "Case", "Draw", "Seeded", "case", "close", "lengths", "normal", "poisoned"]
+__all__ = [
+    "CASES",
+    "DTYPES",
+    "Case",
+    "Draw",
+    "Seeded",
+    "apart",
+    "case",
+    "close",
+    "lengths",
+    "normal",
+    "poisoned",
+    "within",
+]
 
 T = TypeVar("T")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -60,6 +73,21 @@ def normal(draw: Draw, *shape: int, dtype: torch.dtype, device: torch.device) ->
 def poisoned(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory in which nothing may be taken for a result."""
     return torch.full(shape, float("nan"), dtype=dtype, device=device)
+
+
+def within(draw: Draw, *shape: int, more: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random numbers in the rows of a buffer that are longer by one of `more`, perhaps only in every other column.
+
+    What else is in the buffer is no number.
+    """
+    step = draw.choice((1, 1, 1, 1, 1, 1, 1, 2))
+    whole = poisoned(*shape[:-1], step * (shape[-1] + draw.choice(more)), dtype=dtype, device=device)
+    return whole[..., : step * shape[-1] : step].copy_(normal(draw, *shape, dtype=dtype, device=device))
+
+
+def apart(draw: Draw, numbers: Tensor) -> Tensor:
+    """A line of numbers as it is, or each with a place of memory between it and the next."""
+    return numbers.repeat_interleave(2)[::2] if draw.choice((True, False, False, False)) else numbers
 
 
 def lengths(draw: Draw, most_sequences: int, longest: int) -> list[int]:

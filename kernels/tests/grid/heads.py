@@ -4,7 +4,7 @@ import torch
 
 from bestiary_kernels import heads_linear
 
-from .draw import DTYPES, Draw, case, close, normal, poisoned
+from .draw import DTYPES, Draw, case, close, normal, poisoned, within
 
 
 @case
@@ -12,10 +12,9 @@ def heads_product(draw: Draw, device: torch.device) -> None:
     """Rows that are slices, a weight that is one or lies turned round, and perhaps a slice to write to."""
     dtype, tokens, heads = draw.choice(DTYPES), draw.choice((0, 1, 5, 13, 70)), draw.integer(1, 5)
     inputs, outputs = (draw.choice((1, 64, 130, draw.integer(1, 70))) for _ in range(2))
-    more = draw.choice((0, 3))
-    x = normal(draw, tokens, heads, inputs + more, dtype=dtype, device=device)[..., more:]
+    x = within(draw, tokens, heads, inputs, more=(0, 3), dtype=dtype, device=device)
     if draw.choice((True, False)):
-        weight = normal(draw, heads, inputs, outputs + more, dtype=dtype, device=device)[..., :outputs]
+        weight = within(draw, heads, inputs, outputs, more=(0, 3), dtype=dtype, device=device)
     else:
         weight = normal(draw, heads, outputs, inputs, dtype=dtype, device=device).transpose(1, 2)
     weight *= inputs**-0.5

@@ -4,7 +4,7 @@ import torch
 
 from bestiary_kernels import lora
 
-from .draw import DTYPES, Draw, case, close, normal
+from .draw import DTYPES, Draw, case, close, normal, within
 
 
 @case
@@ -12,13 +12,13 @@ def adapters(draw: Draw, device: torch.device) -> None:
     """Rows of many slots or of runs of one; parts without an adapter; what a rank leaves out of its memory is NaN."""
     dtype, rows = draw.choice(DTYPES), draw.choice((0, 1, 7, 20, 140))
     count, parts, most_rank = draw.integer(1, 3), draw.integer(1, 3), draw.choice((1, 8, 16, 21))
-    inputs, widths = draw.choice((1, 33, 128, 1100)), [draw.choice((0, 1, 64, 150)) for _ in range(parts)]
+    inputs, widths = draw.choice((1, 33, 128, 1100)), [draw.choice((0, 1, 64, 150, 530)) for _ in range(parts)]
     run, columns = draw.choice((1, 9, 70)), sum(widths)
     slots = [draw.integer(-1, count - 1) for _ in range(-(-rows // run))]
     of_rows = [slots[row // run] for row in range(rows)]
     ranks = [[draw.choice((0, 1, most_rank)) for _ in range(parts)] for _ in range(count)]
     starts = [sum(widths[:part]) for part in range(parts + 1)]
-    x = normal(draw, rows, inputs + draw.choice((0, 3)), dtype=dtype, device=device)[:, :inputs]
+    x = within(draw, rows, inputs, more=(0, 3), dtype=dtype, device=device)
     buffer = normal(draw, rows, columns + draw.choice((0, 5)), dtype=dtype, device=device)
     down = normal(draw, count, parts, most_rank, inputs, dtype=dtype, device=device) * inputs**-0.5
     up = normal(draw, count, most_rank, columns, dtype=dtype, device=device)

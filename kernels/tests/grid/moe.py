@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bestiary_kernels import experts_linear, moe, route
 
-from .draw import DTYPES, Draw, case, close, normal
+from .draw import DTYPES, Draw, case, close, normal, within
 
 _ACTS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
@@ -31,7 +31,7 @@ def route_best(draw: Draw, device: torch.device) -> None:
     dtype, tokens, experts = draw.choice(DTYPES), draw.integer(0, 6), draw.choice((1, 8, 64, draw.integer(2, 70)))
     top_k = draw.integer(1, min(experts, 8))
     way = draw.choice(("softmax", "softmax_last", "sigmoid"))
-    logits = 3 * normal(draw, tokens, experts + draw.choice((0, 3)), dtype=dtype, device=device)[:, :experts]
+    logits = within(draw, tokens, experts, more=(0, 3), dtype=dtype, device=device).mul_(3)
     renormalise, scale = draw.choice((True, False)), draw.choice((1.0, 2.5))
     bias = normal(draw, experts, dtype=torch.float32, device=device) if draw.choice((True, False)) else None
     weights, chosen = route(
@@ -107,7 +107,7 @@ def mixture(draw: Draw, device: torch.device) -> None:
     dtype, tokens, experts = draw.choice(DTYPES), draw.choice((0, 1, 7, 40)), draw.choice((1, 5, 8))
     width, inner = draw.choice((1, 33, 64, 130)), draw.choice((1, 16, 49))
     top_k, act = draw.integer(1, min(3, experts)), draw.choice(sorted(_ACTS))
-    x = normal(draw, tokens, width + draw.choice((0, 7)), dtype=dtype, device=device)[:, :width]
+    x = within(draw, tokens, width, more=(0, 7), dtype=dtype, device=device)
     gate_up = normal(draw, experts, 2 * inner, width, dtype=dtype, device=device) * width**-0.5
     down = normal(draw, experts, width, inner, dtype=dtype, device=device) * inner**-0.5
     liked = draw.integer(top_k, experts)
@@ -147,7 +147,7 @@ def linear(draw: Draw, device: torch.device) -> None:
         x = normal(draw, tokens, top_k, inputs, dtype=dtype, device=device)
         rows = x.double()
     else:
-        x = normal(draw, tokens, inputs + draw.choice((0, 7)), dtype=dtype, device=device)[:, :inputs]
+        x = within(draw, tokens, inputs, more=(0, 7), dtype=dtype, device=device)
         rows = x.double()[:, None].expand(-1, top_k, -1)
     y = experts_linear(x, weight, chosen)
     wanted = torch.einsum("tkoi,tki->tko", weight[chosen].double(), rows)

@@ -5,14 +5,14 @@ from torch import Tensor
 
 from bestiary_kernels import add_layer_norm, add_rms_norm
 
-from .draw import DTYPES, Draw, case, close, normal
+from .draw import DTYPES, Draw, case, close, normal, within
 
 
 def _input(draw: Draw, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Rows of any width, whole or of heads in a wider buffer, and perhaps a residual."""
     dtype, tokens = draw.choice(DTYPES), draw.integer(0, 9)
     heads, width = draw.choice(((), (), (3,))), draw.choice((1, 64, 576, draw.integer(1, 300)))
-    x = normal(draw, tokens, *heads, width + draw.choice((0, 5)), dtype=dtype, device=device)[..., :width]
+    x = within(draw, tokens, *heads, width, more=(0, 5), dtype=dtype, device=device)
     return x, normal(draw, *x.shape, dtype=dtype, device=device) if draw.choice((True, False)) else None
 
 

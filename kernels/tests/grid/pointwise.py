@@ -4,15 +4,15 @@ import torch
 
 from bestiary_kernels import add, scaled
 
-from .draw import DTYPES, Draw, case, close, normal
+from .draw import DTYPES, Draw, case, close, normal, within
 
 
 @case
 def sums(draw: Draw, device: torch.device) -> None:
     """Of two tensors, dense or in wider buffers; perhaps a gate of each row weighs the second."""
     dtype, rows = draw.choice(DTYPES), draw.integer(0, 9)
-    width, more = draw.choice((1, 64, 3000, draw.integer(1, 100))), draw.choice((0, 0, 3))
-    x, y = (normal(draw, rows, width + more, dtype=dtype, device=device)[:, :width] for _ in range(2))
+    width = draw.choice((1, 64, 3000, draw.integer(1, 100)))
+    x, y = (within(draw, rows, width, more=(0, 0, 3), dtype=dtype, device=device) for _ in range(2))
     gate = 3 * normal(draw, rows, 1, dtype=dtype, device=device) if draw.choice((True, False)) else None
     addend = y.double() if gate is None else y.double() * gate.double().sigmoid()
     close(add(x, y, gate), x.double() + addend, x.double().abs() + addend.abs())

@@ -4,7 +4,7 @@ import torch
 
 from bestiary_kernels import QuantisedLinear, dequantise, quantise
 
-from .draw import Draw, case, close, normal
+from .draw import Draw, case, close, normal, within
 
 
 @case
@@ -18,8 +18,7 @@ def quantised_linear(draw: Draw, device: torch.device) -> None:
     weight = normal(draw, outputs, inputs, dtype=dtype, device=device)
     weight[draw.integer(0, outputs - 1)] *= draw.choice((0.0, 0.1, 100.0))
     bias = normal(draw, outputs, dtype=dtype, device=device) if draw.choice((True, False)) else None
-    wide = draw.choice((0, 3))
-    x = normal(draw, rows, inputs + wide, dtype=dtype, device=device)[:, :inputs]
+    x = within(draw, rows, inputs, more=(0, 3), dtype=dtype, device=device)
     codes, scales = quantise(weight, bits, group)
     each = inputs if bits == 8 else group
     meant = codes.double() * scales.double().repeat_interleave(each, 1)[:, :inputs]

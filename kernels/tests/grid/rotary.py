@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bestiary_kernels import rotary, rotary_cache_write
 
-from .draw import DTYPES, Draw, case, close, normal, poisoned
+from .draw import DTYPES, Draw, apart, case, close, normal, poisoned
 
 
 def _table(draw: Draw, rotary_width: int, device: torch.device) -> Tensor:
@@ -31,12 +31,12 @@ def _turned(x: Tensor, rows: Tensor, interleaved: bool) -> Tensor:
 
 def _positions(draw: Draw, tokens: int, table: Tensor) -> Tensor:
     places = [draw.integer(0, len(table) - 1) for _ in range(tokens)]
-    return torch.tensor(places, dtype=torch.int64, device=table.device)
+    return apart(draw, torch.tensor(places, dtype=torch.int64, device=table.device))
 
 
 def _widths(draw: Draw) -> tuple[int, int]:
     """Of a head, and of the part of it that turns."""
-    width = draw.choice((2, 64, 80, draw.integer(2, 40)))
+    width = draw.choice((2, 64, 80, 256, draw.integer(2, 40)))
     return width, draw.choice((width // 2 * 2, draw.integer(1, width // 2) * 2))
 
 
@@ -60,14 +60,15 @@ def rotation_alone(draw: Draw, device: torch.device) -> None:
 
 @case
 def rotation_and_cache_write(draw: Draw, device: torch.device) -> None:
-    """q, k and v in one buffer, shuffled slots of which some are none, and a cache that is poison elsewhere."""
+    """q, k and v together or apart, shuffled slots of which some are none, and caches that are poison elsewhere."""
     dtype, tokens, (width, turned) = draw.choice(DTYPES), draw.integer(0, 6), _widths(draw)
-    kv_heads, block_size = draw.integer(1, 3), draw.choice((1, 5, 16))
+    kv_heads, block_size = draw.choice((1, 2, 3, 9)), draw.choice((1, 5, 16))
     q_heads = kv_heads * draw.integer(1, 4)
     table = _table(draw, turned, device) if draw.choice((True, True, False)) else None
     interleaved = draw.choice((True, False))
     fused = normal(draw, tokens, q_heads + 2 * kv_heads, width + draw.choice((0, 0, 3)), dtype=dtype, device=device)
     q, k, v = fused[..., :width].split((q_heads, kv_heads, kv_heads), 1)
+    q, v = (part.clone() if draw.choice((True, False)) else part for part in (q, v))
     before = [part.clone() for part in (q, k, v)]
     positions = _positions(draw, tokens, torch.empty(9, device=device) if table is None else table)
     blocks = tokens // block_size + draw.integer(1, 3)
@@ -76,8 +77,9 @@ def rotation_and_cache_write(draw: Draw, device: torch.device) -> None:
     for token in range(tokens):
         if draw.choice((True, False, False, False)):
             slots[token] = -1
+    slots = apart(draw, slots)
     both = poisoned(blocks, 2, kv_heads, block_size, width, dtype=dtype, device=device)
-    k_cache, v_cache = both.unbind(1)
+    k_cache, v_cache = (cache.contiguous() if draw.choice((True, False)) else cache for cache in both.unbind(1))
     rotary_cache_write(q, k, v, table, positions, slots, k_cache, v_cache, interleaved)
     for part, old in zip((q, k), before[:2], strict=True):
         close(part, old.double() if table is None else _turned(old, table[positions], interleaved))

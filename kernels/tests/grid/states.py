@@ -5,15 +5,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .draw import Draw, close, lengths, normal, poisoned
+from .draw import Draw, close, lengths, normal, poisoned, within
 
 __all__ = ["Sequences", "strided"]
 
 
 def strided(draw: Draw, tokens: int, width: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[tokens, width], dense or some columns of a wider buffer."""
-    before, after = draw.choice(((0, 0), (0, 3), (5, 2)))
-    return normal(draw, tokens, before + width + after, dtype=dtype, device=device)[:, before : before + width]
+    """[tokens, width], dense or some columns of a wider buffer, in which nothing else is a number."""
+    before = draw.choice((0, 0, 5))
+    whole = within(draw, tokens, before + width, more=(0, 3), dtype=dtype, device=device)
+    whole[:, :before] = torch.nan
+    return whole[:, before:]
 
 
 @dataclass
@@ -28,9 +30,11 @@ class Sequences:
     before: Tensor
 
     @classmethod
-    def drawn(cls, draw: Draw, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> "Sequences":
+    def drawn(
+        cls, draw: Draw, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, longest: int = 11
+    ) -> "Sequences":
         """Slots in any order; a sequence may write where it reads, and one that begins may have nothing to read."""
-        counts = lengths(draw, 5, 11)
+        counts = lengths(draw, 5, longest)
         fresh = [draw.choice((False, False, True)) for _ in counts]
         states = poisoned(2 * len(counts) + 1, *shape, dtype=dtype, device=device)
         order = torch.randperm(len(states), generator=torch.Generator().manual_seed(draw.integer(0, 2**31))).tolist()
