@@ -107,6 +107,25 @@ def test_a_progress_bar_is_shown_unless_refused(llm: LLM, capfd: pytest.CaptureF
     assert capfd.readouterr().err == ""
 
 
+def test_a_step_whose_interruption_came_before_it_ran_is_nobody_elses(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C between the sending of a step and its run."""
+    expected = texts(llm, ["a", "b"])
+    executor = llm.engine.executor
+    submit = executor.submit
+
+    def interrupted(rows: Any) -> None:
+        submit(rows)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(executor, "submit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate("The griffin", GREEDY, use_tqdm=False)
+    assert texts(llm, ["a", "b"]) == expected
+
+
 def test_without_a_tokenizer_token_ids_are_served(folder: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "*.jinja"))
     llm = LLM(str(bare), skip_tokenizer_init=True, max_model_len=64)

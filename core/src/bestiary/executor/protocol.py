@@ -1,6 +1,5 @@
 """The contract of an executor."""
 
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
@@ -66,12 +65,12 @@ class Immediate:
     runs_ahead = False
 
     def submit(self, rows: Sequence[StepRow]) -> None:
-        """Remember it."""
-        self.__dict__.setdefault("_submitted", deque()).append(rows)
+        """Remember it, and none before: an interruption may have come before that was collected."""
+        self._submitted = rows
 
     def collect(self) -> list[StepResult]:
         """Run it."""
-        return self.execute(self.__dict__["_submitted"].popleft())
+        return self.execute(self._submitted)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step."""
