@@ -18,7 +18,7 @@ from bestiary.blocks import Attention, Decoder, Embedding, GatedMLP, Head, Kind,
 from bestiary.cache import CacheGroup, store
 from bestiary.checkpoint import Checkpoint, ConfigFile, Names
 from bestiary.config import EngineConfig
-from bestiary.errors import ConfigUnsupported, PluginBroken, TensorMismatch, UnknownArchitecture
+from bestiary.errors import ConfigUnsupported, PluginBroken, SettingError, TensorMismatch, UnknownArchitecture
 from bestiary.parallel import Mesh
 from bestiary.runner import Runner
 from bestiary.testing.tiny import tiny_checkpoint
@@ -291,3 +291,11 @@ def test_a_model_is_run_out_of_two_checkpoints(nested: dict[str, Any], folder: P
     tensors = load_file(folder / "model.safetensors")
     torch.testing.assert_close(built.norm.weight, torch.full((WIDTH,), 0.5))  # type: ignore[union-attr]
     torch.testing.assert_close(built.embed(torch.arange(9)), tensors["model.embed_tokens.weight"][:9])
+
+
+def test_weights_that_the_device_has_no_room_for_are_refused_before_any_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "free_memory", lambda device: 1000)
+    with pytest.raises(SettingError, match=r"weights take 0.0 GiB, and 0.0 GiB are free on device cpu: .*quantiz"):
+        build(folder)

@@ -23,6 +23,7 @@ from bestiary.checkpoint import Checkpoint, ConfigFile, Names, fill
 from bestiary.errors import ConfigUnsupported, PluginBroken, SettingError
 from bestiary.parallel import Mesh
 from bestiary_kernels import PackedLinear
+from bestiary_kernels.memory import free_memory
 
 __all__ = [
     "Described",
@@ -130,10 +131,18 @@ def build(
     mesh: Mesh | None = None,
     quantization: str | None = None,
 ) -> Decoder:
-    """Make a described tree run on this rank, for contexts of up to `length` tokens; random without a checkpoint."""
+    """Make a described tree run on this rank, for contexts of up to `length` tokens; random without a checkpoint.
+
+    Raises SettingError where the device has no room for the weights.
+    """
     groups = kinds(keeps(model))
     quantise(model, quantization)
     part(model, mesh or Mesh())
+    if (needed := sum(leaf.nbytes(dtype) for _, leaf in leaves(model))) > (free := free_memory(device)):
+        raise SettingError(
+            f"the weights take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on device {device}: free "
+            "memory, set quantization, or share the model out with tensor_parallel_size or pipeline_parallel_size"
+        )
     _allocate(model, dtype, device)
     _number_caches(model, groups)
     _lay_out_positions(model, length, device)

@@ -21,6 +21,7 @@ from bestiary.checkpoint import ConfigFile
 from bestiary.config import EngineConfig
 from bestiary.errors import SettingError
 from bestiary.parallel import Mesh
+from bestiary_kernels.memory import free_memory
 
 __all__ = ["Ceiling", "Device", "Plan", "Rank", "Shapes", "device", "devices", "rank_of", "weight_bytes"]
 
@@ -57,7 +58,7 @@ def devices() -> dict[str, Device]:
 def device(name: str) -> Device:
     """A known device, or `cpu`: this machine. Raises SettingError, which lists the known ones."""
     if name == "cpu":
-        free = store.free_memory(torch.device("cpu"))
+        free = free_memory(torch.device("cpu"))
         return Device("cpu", free, None, None, "free memory of this machine", is_shared=True)
     if (found := devices().get(name)) is None:
         known = ", ".join((*devices(), "cpu"))

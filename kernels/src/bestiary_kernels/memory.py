@@ -9,12 +9,13 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from math import prod
+from pathlib import Path
 from threading import Lock
 
 import torch
 from torch import Tensor
 
-__all__ = ["keep_freed", "lasting", "zeros"]
+__all__ = ["free_memory", "keep_freed", "lasting", "zeros"]
 
 #: Bytes that are taken from the system at once; what is less than the smallest part of it stays in the heap.
 _CHUNK, _LEAST = 64 << 20, 256 << 10
@@ -55,6 +56,15 @@ def zeros(size: int) -> mmap.mmap:
         with suppress(OSError):  # a system may be built without
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on the device, what torch keeps there for later among them."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(meminfo["MemAvailable"].split()[0]) * 1024
 
 
 def keep_freed() -> None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from itertools import accumulate
 from math import prod
 from mmap import mmap
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,9 +17,9 @@ from bestiary.blocks.kept import Room
 from bestiary.cache.groups import CacheGroup, longest
 from bestiary.config import EngineConfig
 from bestiary.errors import SettingError
-from bestiary_kernels.memory import zeros
+from bestiary_kernels.memory import free_memory, zeros
 
-__all__ = ["allocate", "bytes_per_sequence", "bytes_per_token", "fit_length", "free_memory", "groups"]
+__all__ = ["allocate", "bytes_per_sequence", "bytes_per_token", "fit_length", "groups"]
 
 #: The part of a CPU machine's free memory that the cache takes where nothing else is asked. Pages cost nothing until
 #: they are written, so this is a limit and not what is used.
@@ -142,14 +141,6 @@ def _beside(rooms: Sequence[Room], dtype: torch.dtype) -> list[Tensor]:
         memory[:, start : start + size].view(of).view(room.shape)
         for room, of, start, size in zip(rooms, dtypes, starts, sizes, strict=True)
     ]
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(meminfo["MemAvailable"].split()[0]) * 1024
 
 
 def _share_of_free(config: EngineConfig, device: torch.device) -> int:

@@ -82,6 +82,7 @@ def _facts(config: EngineConfig, folder: Path) -> _Facts:
     from bestiary.checkpoint import ConfigFile
     from bestiary.model import choose_device
     from bestiary.text import ChatTemplate
+    from bestiary_kernels.memory import free_memory
 
     file = ConfigFile.load(folder)
     architecture = registry.resolve(file.architectures, prefer=config.plugin)
@@ -111,7 +112,7 @@ def _facts(config: EngineConfig, folder: Path) -> _Facts:
         layers=tree.layers.count,
         vocabulary_size=tree.embed.vocabulary,
         chat_template=ChatTemplate.load(folder) is not None,
-        memory=_fit(device, store.free_memory(device), weight_bytes, token_bytes, state_bytes, tree.context),
+        memory=_fit(device, free_memory(device), weight_bytes, token_bytes, state_bytes, tree.context),
     )
 
 
