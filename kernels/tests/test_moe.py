@@ -133,6 +133,16 @@ def test_of_equal_experts_the_first_is_chosen_and_nan_chooses_different_ones(bac
     assert weights[[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["reference", *library.status().available[1:], "triton"])
+def test_two_equal_experts_are_the_best_two_of_their_group(backend: str) -> None:
+    if backend == "triton" and not gpu.is_installed():
+        pytest.skip("Triton is not installed")
+    logits = torch.tensor([[1.0, -9, 1, 1.5, -9, 0]])
+    with interpreted() if backend == "triton" else library.using(backend):
+        _, experts = route(logits, 2, renormalise=False, scoring="sigmoid", groups=2, top_groups=1, group_by="best_two")
+    assert experts.tolist() == [[0, 2]]
+
+
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_each_token_gets_its_best_experts_in_order(dtype: torch.dtype, renormalise: bool) -> None:

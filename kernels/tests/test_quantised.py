@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bestiary_kernels import PackedLinear, QuantisedLinear, Tape, library, quantise, quantised
+from bestiary_kernels import PackedLinear, QuantisedLinear, Tape, gpu, library, quantise, quantised
 from bestiary_kernels.quantised import _operator, reference
+
+from .grid.interpreter import interpreted
 
 KINDS = [(8, 32), (4, 32), (4, 64), (4, 128)]
 needs_library = pytest.mark.skipif(library.active() is None, reason="no C++ library is in use")
@@ -38,6 +40,23 @@ def test_pieces_of_threads_lose_nothing_and_are_added_in_their_order(
         torch.set_num_threads(before)
     torch.testing.assert_close(found[0], wanted, atol=0.02 * 55, rtol=0.01)
     assert all(torch.equal(found[0], other) for other in found)
+
+
+@pytest.mark.skipif(not gpu.is_installed(), reason="Triton is not installed")
+@pytest.mark.parametrize(("bits", "group"), KINDS)
+@pytest.mark.parametrize("processors", [1, 2, 30])
+def test_shares_of_the_inputs_add_up_however_many_there_are(
+    bits: int, group: int, processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bestiary_kernels.quantised import triton
+
+    monkeypatch.setattr(triton, "_processors", lambda device: processors)
+    weight, x = torch.randn(40, 550), torch.randn(3, 550)
+    with interpreted():
+        found = QuantisedLinear(weight, bits=bits, group=group)(x)
+    with library.using("reference"):
+        wanted = QuantisedLinear(weight, bits=bits, group=group)(x)
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-5)
 
 
 @settings(deadline=None)
