@@ -88,7 +88,7 @@ NAMES = experts.NAMES + Names(
     ("model.layers.*.self_attn.k_proj", "layers.*.mixer.qkv[k]"),
     ("model.layers.*.self_attn.v_proj", "layers.*.mixer.qkv[v]"),
     ("model.layers.*.self_attn.o_proj", "layers.*.mixer.out"),
-    ("model.layers.*.self_attn.rotary_emb.inv_freq", None),
+    ("model.layers.*.self_attn.rotary_emb", None),
     ("model.layers.*.post_attention_layernorm", "layers.*.ffn_norm"),
     ("model.norm", "norm"),
     ("lm_head", "head"),

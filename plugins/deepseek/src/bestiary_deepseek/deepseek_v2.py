@@ -126,7 +126,7 @@ NAMES = experts.NAMES + Names(
     ("model.layers.*.self_attn.kv_a_layernorm", "layers.*.mixer.kv_norm"),
     ("model.layers.*.self_attn.kv_b_proj", "layers.*.mixer.up", Interleaved("k", "v")),
     ("model.layers.*.self_attn.o_proj", "layers.*.mixer.out"),
-    ("model.layers.*.self_attn.rotary_emb.inv_freq", None),
+    ("model.layers.*.self_attn.rotary_emb", None),
     ("model.layers.*.post_attention_layernorm", "layers.*.ffn_norm"),
     ("model.norm", "norm"),
     ("lm_head", "head"),

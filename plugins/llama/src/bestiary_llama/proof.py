@@ -41,7 +41,11 @@ CASES = (
         mutations={"the norms' epsilon": {"rms_norm_eps": 0.5}, "the base": {"rope_theta": 100.0}},
         namings=(
             Naming(
-                "with the frequencies", repeats=(("model.norm.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"),)
+                "with the frequencies, and with the angles",
+                repeats=tuple(
+                    ("model.norm.weight", f"model.layers.0.self_attn.rotary_emb.{name}")
+                    for name in ("inv_freq", "cos_cached", "sin_cached")
+                ),
             ),
         ),
     ),

@@ -37,7 +37,7 @@ class Config:
         file.must(own_size or width % heads == 0, "hidden_size", f"is {width}; {heads} heads must divide it")
         head_dim = file.size("head_dim", max(width // heads, 1))
         rope = Rope.read(file, head_dim)
-        window = file.get("sliding_window", int)
+        window = file.filled({"sliding_window": 4096}).get("sliding_window", int)  # a null is none
         file.must(window is None or window > 0, "sliding_window", f"is {window}; it must be at least 1")
         return cls(
             vocab_size=file.size("vocab_size"),
@@ -94,7 +94,7 @@ NAMES = Names(
     ("model.layers.*.self_attn.k_proj", "layers.*.mixer.qkv[k]"),
     ("model.layers.*.self_attn.v_proj", "layers.*.mixer.qkv[v]"),
     ("model.layers.*.self_attn.o_proj", "layers.*.mixer.out"),
-    ("model.layers.*.self_attn.rotary_emb.inv_freq", None),
+    ("model.layers.*.self_attn.rotary_emb", None),
     ("model.layers.*.post_attention_layernorm", "layers.*.ffn_norm"),
     ("model.layers.*.mlp.gate_proj", "layers.*.ffn.gate_up[gate]"),
     ("model.layers.*.mlp.up_proj", "layers.*.ffn.gate_up[up]"),

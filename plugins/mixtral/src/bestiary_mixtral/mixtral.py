@@ -38,7 +38,7 @@ class Config:
         own_size = "head_dim" in file
         file.must(own_size or width % heads == 0, "hidden_size", f"is {width}; {heads} heads must divide it")
         head_dim = file.size("head_dim", max(width // heads, 1))
-        rope = Rope.read(file, head_dim)
+        rope = Rope.read(file.filled({"rope_theta": 1000000.0}), head_dim)
         window = file.get("sliding_window", int)
         file.must(window is None or window > 0, "sliding_window", f"is {window}; it must be at least 1")
         experts, top_k = file.size("num_local_experts", 8), file.size("num_experts_per_tok", 2)
@@ -52,7 +52,7 @@ class Config:
             kv_heads=kv_heads,
             head_dim=head_dim,
             context=rope.reach(file.size("max_position_embeddings", 131072)),
-            rms_norm_eps=file.get("rms_norm_eps", float, 1e-6),
+            rms_norm_eps=file.get("rms_norm_eps", float, 1e-5),
             rope=rope,
             window=window,
             experts=experts,
@@ -95,7 +95,7 @@ NAMES = Names(
     ("model.layers.*.self_attn.k_proj", "layers.*.mixer.qkv[k]"),
     ("model.layers.*.self_attn.v_proj", "layers.*.mixer.qkv[v]"),
     ("model.layers.*.self_attn.o_proj", "layers.*.mixer.out"),
-    ("model.layers.*.self_attn.rotary_emb.inv_freq", None),
+    ("model.layers.*.self_attn.rotary_emb", None),
     ("model.layers.*.post_attention_layernorm", "layers.*.ffn_norm"),
     ("model.layers.*.block_sparse_moe.gate", "layers.*.ffn.router"),
     ("model.layers.*.block_sparse_moe.experts.*.w1", "layers.*.ffn.gate_up[gate]"),

@@ -57,4 +57,10 @@ CASES = (
         Transformers("MixtralForCausalLM", tensors=_packed),
         mutations={"the window": {"sliding_window": None}},
     ),
+    Case(
+        "what files may leave out",
+        {key: value for key, value in PUBLISHED.items() if key not in ("rope_theta", "rms_norm_eps")},
+        Transformers("MixtralForCausalLM"),
+        mutations={"the base": {"rope_theta": 10000.0}, "the norms' epsilon": {"rms_norm_eps": 1e-2}},
+    ),
 )

@@ -51,4 +51,10 @@ CASES = (
         REFERENCE,
         mutations={"the stretch": {"rope_scaling": None, "max_position_embeddings": 128}},
     ),
+    Case(
+        "heads of their own size",
+        {**PUBLISHED, "head_dim": 48},
+        REFERENCE,
+        mutations={"the heads' size": {"head_dim": 32}},
+    ),
 )

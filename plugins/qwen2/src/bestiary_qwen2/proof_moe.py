@@ -31,4 +31,10 @@ CASES = (
         REFERENCE,
         mutations={"how weights add up": {"norm_topk_prob": False}, "dense layers": {"mlp_only_layers": []}},
     ),
+    Case(
+        "a window in every other of the first layers",
+        {**PUBLISHED, "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+        REFERENCE,
+        mutations={"which layers have it": {"max_window_layers": 3}, "the window": {"use_sliding_window": False}},
+    ),
 )

@@ -20,6 +20,7 @@ class Config:
     layers: int
     heads: int
     kv_heads: int
+    head_dim: int
     context: int
     eps: float
     rope: Rope
@@ -35,8 +36,10 @@ class Config:
         width, heads = file.size("hidden_size"), file.size("num_attention_heads")
         kv_heads = file.size("num_key_value_heads", heads)
         file.must(heads % kv_heads == 0, "num_key_value_heads", f"is {kv_heads}; it must divide the {heads} heads")
-        file.must(width % heads == 0, "hidden_size", f"is {width}; {heads} heads must divide it")
-        rope = Rope.read(file, width // heads)
+        own_size = "head_dim" in file
+        file.must(own_size or width % heads == 0, "hidden_size", f"is {width}; {heads} heads must divide it")
+        head_dim = file.size("head_dim", max(width // heads, 1))
+        rope = Rope.read(file, head_dim)
         layers = file.size("num_hidden_layers")
         return cls(
             vocab_size=file.size("vocab_size"),
@@ -45,6 +48,7 @@ class Config:
             layers=layers,
             heads=heads,
             kv_heads=kv_heads,
+            head_dim=head_dim,
             context=rope.reach(file.size("max_position_embeddings", 32768)),
             eps=file.get("rms_norm_eps", float, 1e-6),
             rope=rope,
@@ -76,7 +80,7 @@ def trunk(c: Config, head: Head | Pooler, ffn: Callable[[int], GatedMLP | MoE] |
                 c.hidden_size,
                 heads=c.heads,
                 kv_heads=c.kv_heads,
-                head_dim=c.hidden_size // c.heads,
+                head_dim=c.head_dim,
                 rope=c.rope,
                 bias=c.bias,
                 window=c.windows[i],
@@ -106,7 +110,7 @@ NAMES = Names(
     ("model.layers.*.self_attn.k_proj", "layers.*.mixer.qkv[k]"),
     ("model.layers.*.self_attn.v_proj", "layers.*.mixer.qkv[v]"),
     ("model.layers.*.self_attn.o_proj", "layers.*.mixer.out"),
-    ("model.layers.*.self_attn.rotary_emb.inv_freq", None),
+    ("model.layers.*.self_attn.rotary_emb", None),
     ("model.layers.*.post_attention_layernorm", "layers.*.ffn_norm"),
     ("model.layers.*.mlp.gate_proj", "layers.*.ffn.gate_up[gate]"),
     ("model.layers.*.mlp.up_proj", "layers.*.ffn.gate_up[up]"),

@@ -27,8 +27,11 @@ class Config:
         """Raises ConfigUnsupported for what no published Qwen2-MoE has."""
         experts, top_k = file.size("num_experts", 60), file.size("num_experts_per_tok", 4)
         file.must(top_k <= experts, "num_experts_per_tok", f"is {top_k}, of {experts} experts")
+        # Where windows are used: in every other of the first layers, not, as in Qwen2, in all of the last.
+        layers, windowed = file.size("num_hidden_layers"), file.get("max_window_layers", int, 28)
+        types = ["full_attention" if i % 2 or i >= windowed else "sliding_attention" for i in range(layers)]
         return cls(
-            base=qwen2.Config.read(file),
+            base=qwen2.Config.read(file.filled({"layer_types": types})),
             expert_size=file.size("moe_intermediate_size"),
             shared_size=file.size("shared_expert_intermediate_size"),
             experts=experts,

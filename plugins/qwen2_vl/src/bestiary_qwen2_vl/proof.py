@@ -147,4 +147,13 @@ CASES = (
         files={"preprocessor_config.json": STEPS},
         embeddings=_ready,
     ),
+    Case(
+        "what files may leave out",
+        {key: value for key, value in PUBLISHED.items() if key not in ("rope_theta", "rms_norm_eps")},
+        REFERENCE,
+        mutations={"the base": {"rope_theta": 10000.0}, "the norms' epsilon": {"rms_norm_eps": 1e-2}},
+        samples=_samples,
+        files={"preprocessor_config.json": STEPS},
+        embeddings=_ready,
+    ),
 )

@@ -14,6 +14,8 @@ from bestiary_towers import qwen2_vl as tower
 __all__ = ["NAMES", "Config", "Qwen2VLEncoder", "describe"]
 
 _LANGUAGES = {"qwen2_vl": "Qwen2ForCausalLM", "qwen2_vl_text": "Qwen2ForCausalLM"}
+#: Where the file leaves them out; a Qwen2 alone begins otherwise.
+_LEFT_OUT = {"rope_theta": 1000000.0, "rms_norm_eps": 1e-5}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Config:
         width = text.size("hidden_size")
         file.must(vision.outputs == width, "vision_config.hidden_size", f"is {vision.outputs}; tokens have {width}")
         return cls(
-            text=text.filled({"tie_word_embeddings": file.get("tie_word_embeddings", bool, False)}),
+            text=text.filled({"tie_word_embeddings": file.get("tie_word_embeddings", bool, False), **_LEFT_OUT}),
             vision=vision,
             image_token=file.get("image_token_id", int, 151655),
             video_token=file.get("video_token_id", int, 151656),
