@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary_kernels import draw, greedy, library
+from bestiary_kernels import draw, gpu, greedy, library
 from bestiary_kernels.sampling import _greedy_operator, _operator, reference
+
+from .grid.interpreter import interpreted
 
 BACKENDS = library.status().available
 ALMOST_ONE = 1 - 2**-53
@@ -50,6 +52,16 @@ def test_a_nucleus_is_the_same_alone_and_in_company_to_the_last_bit_of_p(backend
                     assert ask(logits, top_p=p)[r] == ask(logits[r : r + 1].clone(), top_p=p)[0]
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "triton"])
+def test_a_draw_reaches_all_of_a_large_vocabulary(backend: str) -> None:
+    if backend == "triton" and not gpu.is_installed():
+        pytest.skip("Triton is not installed")
+    falling, level = -torch.arange(9001.0)[None] / 1000, torch.zeros(1, 9001)
+    with interpreted() if backend == "triton" else library.using(backend):
+        assert [int(ask(falling, top_k=6000, at=at)) for at in (0.0, ALMOST_ONE)] == [0, 5999]
+        assert [int(ask(level, at=at)) for at in (0.2, 0.6, ALMOST_ONE)] == [1800, 5400, 9000]
 
 
 def test_the_size_of_the_first_look_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
