@@ -96,7 +96,8 @@ template <class Source, int halves> struct ManyRows {
         const int64_t panels = keeps ? (some_rows + SQUARE - 1) / SQUARE : 1;
         const int64_t near = halves * some_blocks, room = near * block_steps * Wide::BYTES;
         const int64_t sums = panels * SQUARE * space.stride;
-        space.room = (char*)scratch<Whose::PART>(size_t(room) + size_t(sums) * sizeof(float) + size_t(near) * sizeof(char*));
+        const size_t bytes = size_t(room) + size_t(sums) * sizeof(float) + size_t(near) * sizeof(char*);
+        space.room = (char*)scratch<Whose::PART>(bytes);
         space.sums = (float*)(space.room + room);
         space.weights = (const char**)(space.sums + sums);
         return space.room;

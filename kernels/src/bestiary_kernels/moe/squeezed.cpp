@@ -86,10 +86,11 @@ struct Matrices {
         }
         y += first * width;
         if constexpr (halves == 1) return write_block(source, block, sums[0], rows, y);
+        const Sums *const gate = sums[0], *const up = sums[halves - 1];
         of_kind(kind, [&](auto of) {
             for (int64_t r = 0; r < rows; ++r)
                 for (int c = 0; c < VECTORS; ++c)
-                    store(y + r * width + block * COLUMNS + c * W, gated<of.KIND>(sums[0][r][c], sums[halves - 1][r][c]));
+                    store(y + r * width + block * COLUMNS + c * W, gated<of.KIND>(gate[r][c], up[r][c]));
         });
     }
 };
