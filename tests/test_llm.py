@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from bestiary.errors import (
     TensorMismatch,
     UnknownArchitecture,
 )
+from bestiary.executor.protocol import Immediate
+from bestiary.step import StepResult, StepRow
 from bestiary.testing.tiny import tiny_checkpoint
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -124,6 +127,24 @@ def test_a_step_whose_interruption_came_before_it_ran_is_nobody_elses(
         with pytest.raises(KeyboardInterrupt):
             llm.generate("The griffin", GREEDY, use_tqdm=False)
     assert texts(llm, ["a", "b"]) == expected
+
+
+def test_an_executor_keeps_nothing_of_a_step_that_ran() -> None:
+    """The rows of a request that has ended may hold pictures."""
+
+    class Rows(list[StepRow]):
+        pass
+
+    class Idle(Immediate):
+        def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
+            return []
+
+    rows, executor = Rows(), Idle()
+    seen = weakref.ref(rows)
+    executor.submit(rows)
+    del rows
+    executor.collect()
+    assert seen() is None
 
 
 def test_without_a_tokenizer_token_ids_are_served(folder: Path, tmp_path: Path) -> None:

@@ -69,8 +69,9 @@ class Immediate:
         self._submitted = rows
 
     def collect(self) -> list[StepResult]:
-        """Run it."""
-        return self.execute(self._submitted)
+        """Run it, and keep nothing of it: its rows may hold pictures."""
+        rows, self._submitted = self._submitted, ()
+        return self.execute(rows)
 
     def execute(self, rows: Sequence[StepRow]) -> list[StepResult]:
         """Run one step."""
