@@ -87,12 +87,12 @@ class ConfigFile:
         self._prefix = prefix
 
     @classmethod
-    def load(cls, folder: Path) -> "ConfigFile":
-        """Read the folder's config.json.
+    def load(cls, folder: Path, name: str = "config.json") -> "ConfigFile":
+        """Read the folder's config.json, or its neighbour of that name.
 
         Raises CheckpointNotFound where there is none, and CheckpointMalformed where it is no JSON object.
         """
-        return cls(read_object(folder / "config.json", _LIMIT_BYTES), folder / "config.json")
+        return cls(read_object(folder / name, _LIMIT_BYTES), folder / name)
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -244,7 +244,7 @@ def generation(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     if not path.exists():
         return {}
-    file = ConfigFile(read_object(path, _LIMIT_BYTES), path)
+    file = ConfigFile.load(folder, path.name)
     found: dict[str, Any] = {"eos_token_id": file.token_ids("eos_token_id") or None}
     for key in ("bos_token_id", "pad_token_id", "top_k", "max_new_tokens"):
         found[key] = file.get(key, int)

@@ -39,14 +39,7 @@ template <class S> SEPARATE void turn_back(const float* from, S* to, int64_t cha
 }
 
 inline Floats acted(int64_t act, Floats x) {
-    switch (act) {
-        case SILU: return activated<SILU>(x);
-        case GELU: return activated<GELU>(x);
-        case GELU_TANH: return activated<GELU_TANH>(x);
-        case RELU: return activated<RELU>(x);
-        case RELU2: return activated<RELU2>(x);
-        case QUICK_GELU: return activated<QUICK_GELU>(x);
-    }
+    of_kind(int(act), [&](auto of) { x = activated<of.KIND>(x); });
     return x;
 }
 

@@ -35,7 +35,7 @@ _MOST_ROWS_SQUEEZED = 256
 _MOST_ROWS_F32 = 6
 # Inputs of which our product of many rows takes a multiple; it needs AMX.
 _TILE_INPUTS = 32
-_AS_IT_IS = -1  # no activation after it
+_AS_IT_IS = -1  # of the kinds in activation/cpu.cpp: none
 _KNOWN_FORMS = ("packed", "both", "squeezed")
 _SAMPLED_ROWS = 128
 #: Bytes of a weight that may stand in memory twice.

@@ -5,15 +5,12 @@ from pathlib import Path
 import torch
 
 from bestiary.checkpoint import ConfigFile
-from bestiary.checkpoint.jsonfile import read_object
 from bestiary.errors import RequestError
 from bestiary.inputs import Inputs, Item
 from bestiary.prompts import Prompt
 from bestiary.text import Tokenizer
 
 __all__ = ["Processor"]
-
-_LIMIT_BYTES = 1_000_000
 
 
 class Processor:
@@ -49,8 +46,8 @@ class Processor:
 
 def _forced(file: ConfigFile, folder: Path) -> tuple[int, ...]:
     """What an answer that nobody began says first: by generation_config.json, or config.json without one."""
-    path = folder / "generation_config.json"
-    said = ConfigFile(read_object(path, _LIMIT_BYTES), path) if path.exists() else file
+    own = "generation_config.json"
+    said = ConfigFile.load(folder, own) if (folder / own).exists() else file
     # The name that the setting had before there were others like it.
     old = said.get("force_bos_token_to_be_generated", bool, False)
     return said.token_ids("bos_token_id" if old else "forced_bos_token_id")[:1]
