@@ -38,8 +38,8 @@ PY
     "$ENVS/vllm/bin/python" -c "import torch, vllm; assert torch.version.cuda is None, 'a CUDA torch came in'"
 }
 
-llamacpp() { # From source, for this processor. Ten minutes or more on two cores.
-    CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF" \
+llamacpp() { # From source, for this processor or what CMAKE_ARGS says. Ten minutes or more on two cores.
+    CMAKE_ARGS="${CMAKE_ARGS:--DGGML_NATIVE=ON} -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF" \
         CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) nice -n 19 "$ENVS/llamacpp/bin/python" -m pip install --quiet \
         "llama-cpp-python==$LLAMACPP" gguf
     "$ENVS/llamacpp/bin/python" -c "import gguf, llama_cpp"

@@ -7,7 +7,7 @@ from rig.entries import Sizes, entries, parser
 from rig.model import Model
 from rig.report import measured, ratios, spread
 
-COLUMNS = ["engine", "prompts", "tokens/s, median (range)", "seconds", "of the cores' bf16 peak", "first / this"]
+COLUMNS = ["engine", "prompts", "tokens/s, median (range)", "seconds", "of the cores' best product", "first / this"]
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
                     str(len(asked[name])),
                     spread(found, 0),
                     spread(seconds[name], 2),
-                    f"{flops / report.probe.bf16_gflop_s / 1e9:.0%}",
+                    f"{flops / report.probe.product_gflop_s / 1e9:.0%}",
                     "" if name == first else spread(ratios(rates[first], found), 2),
                 ]
             )

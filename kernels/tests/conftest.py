@@ -22,7 +22,7 @@ def variant(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=[variant for variant in ("avx512_bf16", "amx_bf16") if variant in NATIVE])
+@pytest.fixture(params=[variant for variant in ("avx2", "avx512", "avx512_bf16", "amx_bf16") if variant in NATIVE])
 def squeezes_all(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Weights are squeezed however small they are, and read so, by all kernels that can."""
     monkeypatch.setattr(squeezed, "_LEAST", 0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bestiary_kernels import PackedLinear, activation, gated_activation, linear, using
+from bestiary_kernels import PackedLinear, activation, gated_activation, library, linear, using
 from bestiary_kernels.activation import KINDS, PLAIN_KINDS
 from bestiary_kernels.linear import MOST_ROWS, _operator, reference
 
@@ -69,6 +69,33 @@ def test_activated_is_one_pass_where_our_product_of_many_rows_is_used(monkeypatc
     expected = gated_activation(layer(x))
     monkeypatch.setattr(linear, "gated_activation", None)
     assert torch.equal(layer.activated(x, "silu", gated=True), expected)
+
+
+def test_a_row_comes_out_alike_in_any_company(variant: str) -> None:
+    """Of what our kernels compute: any number of rows, or as many as are few where oneDNN has the others."""
+    layer, rows = PackedLinear(torch.randn(200, 320).bfloat16(), torch.randn(200).bfloat16()), MOST_ROWS
+    kernels = library.active()
+    if kernels is not None and not kernels.has_pairs:
+        rows = 3 * MOST_ROWS
+    x = torch.randn(rows, 330).bfloat16()[:, 5:-5]
+    together = layer(x)
+    for some in (slice(0, 1), slice(1, 3), slice(5, 11), slice(13, 20), slice(20, MOST_ROWS)):
+        assert torch.equal(layer(x[some]), together[some])
+
+
+@pytest.mark.parametrize("backend", [variant for variant in NATIVE if variant not in ("avx512_bf16", "amx_bf16")])
+def test_without_products_of_pairs_every_even_weight_is_packed_by_us(backend: str) -> None:
+    weight, bias = torch.randn(130, 70).bfloat16(), torch.randn(130).bfloat16()
+    x = torch.randn(90, 70).bfloat16()
+    with using(backend):
+        layer = PackedLinear(weight, bias)
+        assert layer.form == "packed" and layer.nbytes == reference.pack(weight).nbytes
+        assert torch.equal(layer.embedding(torch.arange(130)), weight)
+        assert_rounds_to(layer(x), product(x, weight, bias), floor=1e-4)
+        assert PackedLinear(weight[:, :69].contiguous()).form != "packed"
+    for later in ("reference", *NATIVE):
+        with using(later):
+            assert_rounds_to(layer(x), product(x, weight, bias), floor=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

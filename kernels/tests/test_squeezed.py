@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary_kernels import PackedLinear, Tape, linear, using
+from bestiary_kernels import PackedLinear, Tape, library, linear, using
 from bestiary_kernels.linear import _MOST_ROWS_SQUEEZED, MOST_ROWS, reference, squeezed
 from bestiary_kernels.linear.squeezed import VARIABLE, Squeezed
 
@@ -15,7 +15,7 @@ from .cases import assert_rounds_to
 from .conftest import NATIVE
 
 pytestmark = [
-    pytest.mark.skipif("avx512_bf16" not in NATIVE, reason="no kernel of ours reads squeezed weights here"),
+    pytest.mark.skipif("avx2" not in NATIVE, reason="no kernel of ours reads squeezed weights here"),
     pytest.mark.usefixtures("squeezes_all"),
 ]
 
@@ -128,6 +128,9 @@ def test_cuts_between_threads_fall_anywhere_in_a_tile(threads: int, monkeypatch:
 
 
 def test_weights_of_a_shape_share_one_room_also_between_threads_and_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = library.active()
+    if kernels is None or not kernels.has_pairs:
+        pytest.skip("these kernels leave no product to oneDNN")
     monkeypatch.setattr(linear, "_TILE_INPUTS", 1 << 20)  # many rows are oneDNN's, also where AMX is
     weights = [weight_of(192, 128, 10**9) for _ in range(2)]
     layers = [PackedLinear(weight) for weight in weights]

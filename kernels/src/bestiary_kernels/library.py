@@ -103,6 +103,8 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, variant: str) -> None:
         self.variant = variant
+        #: Whether bfloat16 is multiplied in pairs: oneDNN too is fast there, and nowhere else.
+        self.has_pairs = variant in ("avx512_bf16", "amx_bf16")
         for name, arguments in SIGNATURES.items():
             function = getattr(library, f"bestiary_{variant}_{name}", None)
             if function is not None:

@@ -107,6 +107,9 @@ inline Words widen(Halves halves) {
 }
 inline Floats load(const bf16* from) { return (Floats)(widen(read_as<Halves>(from)) << 16); }
 
+// The first and the second of each pair of bfloat16: its bits are a float's upper half.
+template <int which> inline Floats one_of(Words pairs) { return (Floats)(which ? pairs & 0xffff0000u : pairs << 16); }
+
 // The first n lanes from memory, zeros in the rest; never reads past from + n.
 template <class T> inline Floats load_part(const T* from, int n) {
     T whole[W] = {};
@@ -127,11 +130,14 @@ inline void store(bf16* to, Floats value) {
     memcpy(to, &halves, sizeof halves);
 }
 #else
-inline void store(bf16* to, Floats value) {
+inline Words upper_half(Floats value) {
     const Words bits = (Words)value;
-    const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    const Words quiet = (bits >> 16) | 0x40u;
-    const Halves halves = __builtin_convertvector(value == value ? rounded : quiet, Halves);
+    const Words nearest = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return value == value ? nearest : (bits >> 16) | 0x40u;
+}
+inline Floats rounded(Floats value) { return (Floats)(upper_half(value) << 16); }
+inline void store(bf16* to, Floats value) {
+    const Halves halves = __builtin_convertvector(upper_half(value), Halves);
     memcpy(to, &halves, sizeof halves);
 }
 #endif

@@ -45,9 +45,7 @@ inline int run(const Recorded& entry) {
         case 4: return call(VARIANT_NAME(VARIANT, embedding), entry.arguments);
         case 5: return call(VARIANT_NAME(VARIANT, embedding_packed), entry.arguments);
         case 6: return call(VARIANT_NAME(VARIANT, linear_rows), entry.arguments);
-#if defined(__AVX512BF16__)
         case 7: return call(VARIANT_NAME(VARIANT, linear_packed), entry.arguments);
-#endif
         case 8: return call(VARIANT_NAME(VARIANT, lora), entry.arguments);
         case 9: return call(VARIANT_NAME(VARIANT, add_layer_norm), entry.arguments);
         case 10: return call(VARIANT_NAME(VARIANT, activation), entry.arguments);
@@ -63,7 +61,7 @@ inline int run(const Recorded& entry) {
         case 20: return call(VARIANT_NAME(VARIANT, heads_linear), entry.arguments);
         case 23: return call(VARIANT_NAME(VARIANT, experts_linear), entry.arguments);
         case 24: return call(VARIANT_NAME(VARIANT, greedy), entry.arguments);
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
         case 21: return call(VARIANT_NAME(VARIANT, linear_squeezed), entry.arguments);
         case 22: return call(VARIANT_NAME(VARIANT, embedding_squeezed), entry.arguments);
         case 25: return call(VARIANT_NAME(VARIANT, moe_squeezed), entry.arguments);

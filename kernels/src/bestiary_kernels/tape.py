@@ -193,7 +193,7 @@ class _Notes:
         super().__init__()
         arena.rewind()
         self._arena = arena
-        self.variant = kernels.variant
+        self.variant, self.has_pairs = kernels.variant, kernels.has_pairs
         self.entries: list[tuple[int, Any]] = []
         self.kept: list[Any] = []
         self.strangers: set[str] = set()

@@ -3,7 +3,8 @@
 Products of many rows are oneDNN's, but where the machine has AMX and our own are faster. For a few rows its call costs
 more than the memory it reads takes, so that our own kernel reads oneDNN's packed weight, where the layout is the one
 that we know. The layout is oneDNN's private matter: each weight is compared with its source when it is packed, and a
-mismatch leaves everything to oneDNN.
+mismatch leaves everything to oneDNN. Where the machine cannot multiply bfloat16 in pairs, oneDNN is slow or has no
+product at all: there we pack weights of bfloat16 and multiply any number of rows.
 
 A weight of which we know the layout is then squeezed into twelve bits, where that is worth it: our kernel reads it so,
 and for oneDNN it is made wide in a room that all weights of its shape share.
@@ -65,14 +66,15 @@ class PackedLinear:
         self.dtype = weight_NK.dtype
         self.bias = None if bias_N is None else bias_N.detach().contiguous()
         weight = weight_NK.detach().contiguous()
-        self._packed: Any = _pack(weight)
-        self._view = None if self._packed is None else _readable(self._packed, weight)
+        self._is_ours = _is_ours(self.inputs, self.dtype) and library.native(weight) is not None
+        self._packed: Any = None if self._is_ours else _pack(weight)
+        self._view = reference.pack(weight) if self._is_ours else _readable(self._packed, weight)
         self.form = "plain" if self._packed is None else "opaque"
         if self._view is not None:
             self.form = "packed" if self._view.dim() == 4 else "rows"
         elif self._packed is not None and _suits(weight):
             self._view, self.form = reference.pack(weight), "both"
-        self._weight = weight if self._packed is None or (keep_rows and self._view is None) else None
+        self._weight = weight if self._view is None and (self._packed is None or keep_rows) else None
         self._squeezed = (
             Squeezed.of(self._view, self.outputs) if self.form == "packed" and self._view is not None else None
         )
@@ -93,7 +95,8 @@ class PackedLinear:
 
         Of a squeezed one without its exceptions, which the numbers settle: of trained ones some ten thousandths.
         """
-        squeezed = Squeezed.size(reference.packed_shape(outputs, inputs)) if _is_known(inputs, dtype) else None
+        known = _is_ours(inputs, dtype) or _is_known(inputs, dtype)
+        squeezed = Squeezed.size(reference.packed_shape(outputs, inputs)) if known else None
         return squeezed or outputs * inputs * dtype.itemsize
 
     @property
@@ -105,7 +108,7 @@ class PackedLinear:
         kept = 0 if self._weight is None else self._weight.nbytes
         if self._squeezed is not None:
             kept += self._squeezed.nbytes
-        if self.form == "both" and self._view is not None:
+        if self._view is not None and (self.form == "both" or self._is_ours):
             kept += self._view.nbytes
         return kept if self._packed is None else kept + int(torch.ops.mkldnn._nbytes(self._packed))
 
@@ -113,7 +116,7 @@ class PackedLinear:
         """Return x @ weight.T + bias, [T, N], for x [T, K] of the weight's dtype; ValueError if it does not fit."""
         self._check(x_TK)
         rows = x_TK.shape[0]
-        if (self._packed is None and self._squeezed is None) or rows == 0:
+        if self.form == "plain" or rows == 0:
             return self._plain(x_TK)
         kernels = library.native(x_TK)
         if kernels is None and library.is_traced(x_TK):
@@ -122,7 +125,7 @@ class PackedLinear:
             return self._multiply(many, x_TK, self.outputs, _AS_IT_IS, 0)
         if (few := self._few(kernels, rows)) is not None:
             return self._multiply(few, x_TK, self.outputs)
-        return self._onednn(x_TK)
+        return self._elsewhere(x_TK)
 
     def activated(self, x_TK: Tensor, kind: str, *, gated: bool = False) -> Tensor:
         """Return act(y) of y = self(x), or with `gated` act(gate) * up, [T, N / 2], of the halves of its rows.
@@ -152,7 +155,10 @@ class PackedLinear:
             library.fail("PackedLinear", failed)
         return y
 
-    def _onednn(self, x_TK: Tensor) -> Tensor:
+    def _elsewhere(self, x_TK: Tensor) -> Tensor:
+        """The product without kernels of ours: oneDNN's, or where it has none, torch's."""
+        if self._is_ours:
+            return reference.linear_packed(self._wide(), x_TK, self.bias, self.outputs)
         if self._squeezed is None:
             return _product(x_TK, self._packed, self.bias)
         if self._room is None:
@@ -171,7 +177,8 @@ class PackedLinear:
             return None
         if self.form == "rows" and rows <= _MOST_ROWS_F32 and self.dtype is torch.float32:
             return kernels.linear_rows
-        if self.form not in _KNOWN_FORMS or rows > (MOST_ROWS if self._squeezed is None else _MOST_ROWS_SQUEEZED):
+        most = MOST_ROWS if self._squeezed is None else _MOST_ROWS_SQUEEZED
+        if self.form not in _KNOWN_FORMS or (rows > most and not self._is_ours):
             return None
         return kernels.linear_packed if self._squeezed is None else kernels.linear_squeezed
 
@@ -180,7 +187,7 @@ class PackedLinear:
         if not torch.compiler.is_compiling():
             return x_TK.new_empty(x_TK.shape[0], self.outputs)
         weight = self._wide() if self._weight is None else self._weight
-        return self._onednn(x_TK) if weight is None else _operator(x_TK, weight, self.bias, self.outputs)
+        return self._elsewhere(x_TK) if weight is None else _operator(x_TK, weight, self.bias, self.outputs)
 
     def _plain(self, x_TK: Tensor) -> Tensor:
         if self._weight is None:
@@ -263,14 +270,19 @@ def _pack(weight: Tensor) -> Any:
     return torch.ops.mkldnn._reorder_linear_weight(weight, 1)
 
 
+def _is_ours(inputs: int, dtype: torch.dtype) -> bool:
+    """Whether we pack weights of so many inputs and multiply any number of rows, since oneDNN would be slower."""
+    kernels = library.active()
+    return kernels is not None and not kernels.has_pairs and dtype is torch.bfloat16 and inputs % 2 == 0
+
+
 @cache
 def _is_known(inputs: int, dtype: torch.dtype) -> bool:
     """Whether we know how oneDNN lays out weights of bfloat16 with so many inputs, by an example."""
     if dtype is not torch.bfloat16:
         return False
     one = torch.rand(1, inputs, dtype=dtype)
-    packed = _pack(one)
-    view = None if packed is None else _readable(packed, one)
+    view = _readable(_pack(one), one)
     return view is not None and view.dim() == 4
 
 
@@ -281,11 +293,13 @@ def _suits(weight: Tensor) -> bool:
 
 
 def _readable(packed: Any, weight: Tensor) -> Tensor | None:
-    """A view of the packed memory in the layout that we know, or None if the weight's rows are not found in it.
+    """A view of oneDNN's memory, if any, in the layout that we know, or None if the weight's rows are not found in it.
 
     Rows are compared bit by bit: the first, the last and a hundred between; a blocked layout of another kind moves
     nearly every element, so that it cannot pass.
     """
+    if packed is None:
+        return None
     outputs, inputs = weight.shape
     if weight.dtype is torch.bfloat16 and inputs % 2 == 0:
         shape: tuple[int, ...] = reference.packed_shape(outputs, inputs)

@@ -14,16 +14,14 @@ struct PackedCall {
     int64_t outputs, inputs;
 };
 
-#if defined(__AVX512BF16__)
-
-// Where a block's weights come from: as they lie, in the second cache from the first group of rows on (128 KiB).
+// Where a block's weights come from: as they lie.
 struct Packed {
     const PackedCall& call;
     static constexpr int AHEAD_BYTES = Wide::BYTES;
     static constexpr bool ALWAYS_AHEAD = true;
     typedef Wide Few;
     static constexpr int64_t ROOM_STEPS = 1;  // none is used
-    static int64_t near_steps(int64_t) { return 512; }
+    static int64_t near_steps(int64_t) { return NEAR_STEPS; }
     static constexpr bool HAS_ONE = false;  // a way of its own for one row
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
     Near bring(int64_t block, int64_t first, int64_t, bool, char*) const {
@@ -31,6 +29,8 @@ struct Packed {
         return {at, at + 4096};
     }
 };
+
+#if defined(__AVX2__)
 
 // Or made wide in a room in the first cache: a tile for few rows, where widening itself asks for what comes next; two
 // for more, where it comes while the first group reads.
@@ -50,8 +50,8 @@ struct Squeezed {
         }
         return {room, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
     }
-#if defined(__AMX_BF16__)
-    static constexpr bool HAS_ONE = true;
+    static constexpr bool HAS_ONE = !USES_FEW;
+#if !defined(__AVX512BF16__) || defined(__AMX_BF16__)
     void multiply_one(int64_t block, const bf16* x, int64_t from, int64_t to, Sums& sums) const {
         squeezed::multiply_one(call, tables, block, x, from, to, sums);
     }
@@ -103,15 +103,14 @@ template <int rows> int multiply_all_rows(const PackedCall& call, const float* x
 
 }  // namespace
 
-#if defined(__AVX512BF16__)
-
-// x [rows, K] of any stride between rows and y [rows, N], dense; at most 64 rows.
+// x [rows, K] of any stride between rows and y [rows, N], dense.
 EXPORT(int, linear_packed)(const PackedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
-    if (rows < 0 || rows > MOST_ROWS) return BAD_ROW;
-    return rows ? multiply_few(Packed{*call}, (const bf16*)x, x_stride, (bf16*)y, rows) : OK;
+    return multiply_any_rows(Packed{*call}, (const bf16*)x, x_stride, (bf16*)y, rows);
 }
 
-// The same of a squeezed weight, to the bit, and of any number of rows: in passes of nearly equal size.
+#if defined(__AVX2__)
+
+// The same of a squeezed weight, to the bit.
 EXPORT(int, linear_squeezed)(const SqueezedCall* call, const void* x, void* y, int64_t rows, int64_t x_stride) {
     return multiply_any_rows(Squeezed{*call}, (const bf16*)x, x_stride, (bf16*)y, rows);
 }

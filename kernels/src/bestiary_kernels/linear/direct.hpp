@@ -4,7 +4,7 @@
 #include "squeezed.hpp"
 #include "one.hpp"
 
-#if defined(__AMX_BF16__)
+#if defined(__AVX2__) && (!defined(__AVX512BF16__) || defined(__AMX_BF16__))
 
 namespace {
 namespace squeezed {
@@ -20,15 +20,9 @@ class Exceptions {
         for (find(); next < step; find()) ++at;
     }
 
-    // Puts that step's in their places of w.
-    void put(__m512i* w) {
-        for (const int64_t step = next; next == step; ++at, find()) {
-            const uint32_t place = (all[at] >> 16) % WEIGHTS;
-            const __m512i weight = _mm512_set1_epi16(short(all[at]));
-#pragma GCC unroll 4
-            for (uint32_t c = 0; c < uint32_t(VECTORS); ++c)
-                w[c] = _mm512_mask_mov_epi16(w[c], place / 32 == c ? 1u << place % 32 : 0, weight);
-        }
+    // Puts that step's in their places of its weights.
+    void put(uint16_t* weights) {
+        for (const int64_t step = next; next == step; ++at, find()) weights[(all[at] >> 16) % WEIGHTS] = uint16_t(all[at]);
     }
 
   private:
@@ -52,13 +46,20 @@ inline void multiply_one(const SqueezedCall& call, const Tables& tables, int64_t
                          int64_t to, Floats* sums) {
     const char* at = (const char*)call.codes + (block * call.steps() + from) * BYTES;
     Exceptions exceptions(call, block, from);
-    multiply_one_row(x + 2 * from, to - from, sums, [&](int64_t step, __m512i* w) {
+    alignas(64) uint16_t weights[WEIGHTS];
+    multiply_one_row(x + 2 * from, to - from, sums, [&](int64_t step, auto use) __attribute__((always_inline)) {
         for (int line = 0; line < BYTES; line += 64) {
             ask_once(at + FAR + line);
             __builtin_prefetch(at + NEAR + line);
         }
-        decode(at, tables, w);
-        if (from + step == exceptions.next) exceptions.put(w);
+        if (__builtin_expect(from + step == exceptions.next, 0)) {
+            widen_step(at, tables, (char*)weights);
+            exceptions.put(weights);
+#pragma GCC unroll 8
+            for (int c = 0; c < VECTORS; ++c) use(c, read_as<Words>(weights + 2 * c * W));
+        } else {
+            decode(at, tables, use);
+        }
         at += BYTES;
     });
 }

@@ -34,7 +34,8 @@ def packed_shape(outputs: int, inputs: int) -> tuple[int, int, int, int]:
 def pack(weight: Tensor) -> Tensor:
     """A weight [N, K] in the packed layout; the rows that fill the last block are zeros."""
     blocks, steps, _, _ = packed_shape(*weight.shape)
-    padded = functional.pad(weight, (0, 0, 0, blocks * COLUMNS - weight.shape[0]))
+    missing = blocks * COLUMNS - weight.shape[0]
+    padded = functional.pad(weight, (0, 0, 0, missing)) if missing else weight
     return padded.view(blocks, COLUMNS, steps, 2).transpose(1, 2).contiguous()
 
 

@@ -1,67 +1,77 @@
 // Squeezes a packed weight of bfloat16 into twelve bits, and makes all of it, or some of its rows, wide again.
 #include "squeezed.hpp"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 
 namespace {
 namespace squeezed {
 
-// The code of every exponent, 15 for those that have none.
-struct Codes {
-    __m512i quarters[4];
-    explicit Codes(const uint8_t* exponents) {
-        uint8_t all[256];
-        memset(all, 15, sizeof all);
-        for (int code = 0; code < 15; ++code) all[exponents[code]] = uint8_t(code);
-        for (int quarter = 0; quarter < 4; ++quarter) quarters[quarter] = _mm512_loadu_si512(all + quarter * 64);
+typedef uint8_t Eights __attribute__((vector_size(4 * W)));
+typedef uint16_t Sixteens __attribute__((vector_size(4 * W)));
+constexpr int PARTS = 64 / sizeof(Eights);  // of half a step
+
+// The lower bytes of two vectors, as `decode_bytes` takes them apart.
+inline Eights lower_bytes(Sixteens a, Sixteens b) {
+#if defined(__AVX512F__)
+    return (Eights)_mm512_packus_epi16((__m512i)(a & 255), (__m512i)(b & 255));
+#else
+    return (Eights)_mm256_packus_epi16((__m256i)(a & 255), (__m256i)(b & 255));
+#endif
+}
+
+// Bytes of sign and mantissa of some weights, their codes, and 255 where no code stands for one.
+struct Part {
+    Eights rest, codes, strange;
+
+    Part(Sixteens a, Sixteens b, const uint8_t* exponents) {
+        const auto other = [](Sixteens x) { return (x >> 8 & 128) | (x & 127); };
+        const Eights found = lower_bytes(a >> 7, b >> 7);
+        rest = lower_bytes(other(a), other(b));
+        codes = Eights{} + 15;
+        for (int code = 0; code < 15; ++code) codes ^= (Eights)(found == exponents[code]) & uint8_t(code ^ 15);
+        strange = (Eights)(codes == 15) & (Eights)(found != 0);
     }
-    __m512i of(__m512i exponents) const {
-        const __m512i lower = _mm512_permutex2var_epi8(quarters[0], exponents, quarters[1]);
-        const __m512i upper = _mm512_permutex2var_epi8(quarters[2], exponents, quarters[3]);
-        return _mm512_mask_blend_epi8(_mm512_movepi8_mask(exponents), lower, upper);
+    bool has_strange() const {
+        const Words words = (Words)strange;
+        uint32_t any = 0;
+        for (int i = 0; i < W; ++i) any |= words[i];
+        return any;
     }
 };
-
-// Half a step: 64 weights as bytes of sign and mantissa, and their codes. Returns which of them no code stands for.
-inline uint64_t squeeze_half(const char* from, const Codes& table, __m512i& rest, __m512i& codes) {
-    const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + 64), byte = _mm512_set1_epi16(255);
-    const auto pack = [](__m512i low, __m512i high) { return _mm512_packus_epi16(low, high); };
-    const auto exponent = [&](__m512i x) { return _mm512_and_si512(_mm512_srli_epi16(x, 7), byte); };
-    // Bit 7 is the sign, the others the mantissa.
-    const auto other = [&](__m512i x) {
-        const __m512i sign = _mm512_srli_epi16(x, 8), mantissa = _mm512_set1_epi16(127);
-        return _mm512_and_si512(_mm512_ternarylogic_epi64(mantissa, x, sign, 0xca), byte);
-    };
-    const __m512i exponents = pack(exponent(a), exponent(b));
-    rest = pack(other(a), other(b));
-    codes = table.of(exponents);
-    return _mm512_cmpeq_epi8_mask(codes, _mm512_set1_epi8(15)) & _mm512_test_epi8_mask(exponents, exponents);
-}
 
 // The place among 64 weights of the byte that holds it.
 inline int place_of(int byte) { return byte % 16 < 8 ? byte / 16 * 8 + byte % 16 : 32 + byte / 16 * 8 + byte % 16 - 8; }
 
-// A tile's codes, and its exceptions; returns how many these are. Null: they are only counted.
-inline int32_t squeeze_tile(const char* from, const Codes& table, int64_t steps, char* to, uint32_t* exceptions) {
-    int32_t found = 0;
-    for (int64_t step = 0; step < steps; ++step) {
-        __m512i rest[2], codes[2];
+// A step's codes; tell(place, bits) of each exception.
+template <class Tell> inline void squeeze_step(const uint16_t* from, const uint8_t* exponents, char* to, Tell tell) {
+    for (int part = 0; part < PARTS; ++part) {
+        Eights codes[2];
         for (int half = 0; half < 2; ++half) {
-            const char* const at = from + step * 2 * WEIGHTS + half * 128;
-            uint64_t strange = squeeze_half(at, table, rest[half], codes[half]);
-            if (!exceptions) {
-                found += __builtin_popcountll(strange);
-                continue;
-            }
-            for (; strange; strange &= strange - 1) {
-                const int place = place_of(__builtin_ctzll(strange));
-                exceptions[found++] = uint32_t(step * WEIGHTS + half * 64 + place) << 16 | ((const uint16_t*)at)[place];
+            const uint16_t* const at = from + half * 64;
+            const int far = part * int(sizeof(Eights) / 2);
+            const Part made(read_as<Sixteens>(at + far), read_as<Sixteens>(at + 32 + far), exponents);
+            codes[half] = made.codes;
+            if (to) memcpy(to + half * 64 + part * sizeof(Eights), &made.rest, sizeof(Eights));
+            if (!made.has_strange()) continue;
+            for (int byte = 0; byte < int(sizeof(Eights)); ++byte) {
+                const int place = place_of(part * int(sizeof(Eights)) + byte);
+                if (made.strange[byte]) tell(half * 64 + place, at[place]);
             }
         }
-        if (!exceptions) continue;
-        for (int half = 0; half < 2; ++half) _mm512_storeu_si512(to + step * BYTES + half * 64, rest[half]);
-        _mm512_storeu_si512(to + step * BYTES + WEIGHTS, _mm512_or_si512(codes[0], _mm512_slli_epi16(codes[1], 4)));
+        const Eights both = codes[0] | codes[1] << 4;
+        if (to) memcpy(to + WEIGHTS + part * sizeof(Eights), &both, sizeof both);
     }
+}
+
+// A tile's codes, and its exceptions; returns how many these are. Null: they are only counted.
+inline int32_t squeeze_tile(const char* from, const uint8_t* exponents, int64_t steps, char* to, uint32_t* exceptions) {
+    int32_t found = 0;
+    for (int64_t step = 0; step < steps; ++step)
+        squeeze_step((const uint16_t*)from + step * WEIGHTS, exponents, exceptions ? to + step * BYTES : nullptr,
+                     [&](int place, uint16_t bits) {
+                         if (exceptions) exceptions[found] = uint32_t(step * WEIGHTS + place) << 16 | bits;
+                         ++found;
+                     });
     return found;
 }
 
@@ -72,16 +82,15 @@ inline int32_t squeeze_tile(const char* from, const Codes& table, int64_t steps,
 // `call` says that they shall lie.
 EXPORT(int, squeeze)(const SqueezedCall* call, const void* packed, int32_t* counts) {
     const int64_t steps = call->steps(), tiles = squeezed::tiles(steps);
-    const squeezed::Codes table(call->exponents);
     share(call->blocks() * tiles, 64, steps > 0, [&](int64_t tile) {
         const int64_t step = tile / tiles * steps + tile % tiles * squeezed::TILE;
         const int64_t n = smaller(squeezed::TILE, steps - tile % tiles * squeezed::TILE);
         const char* const from = (const char*)packed + step * 2 * squeezed::WEIGHTS;
         char* const to = (char*)call->codes + step * squeezed::BYTES;
         if (counts)
-            counts[tile] = squeezed::squeeze_tile(from, table, n, nullptr, nullptr);
+            counts[tile] = squeezed::squeeze_tile(from, call->exponents, n, nullptr, nullptr);
         else
-            squeezed::squeeze_tile(from, table, n, to, (uint32_t*)call->exceptions + call->starts[tile]);
+            squeezed::squeeze_tile(from, call->exponents, n, to, (uint32_t*)call->exceptions + call->starts[tile]);
     });
     return OK;
 }

@@ -22,7 +22,7 @@ struct SqueezedCall {
     int64_t blocks() const { return (outputs + 63) / 64; }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 
 namespace squeezed {
 
@@ -33,37 +33,65 @@ constexpr int64_t AHEAD = 8192;
 
 inline int64_t tiles(int64_t steps) { return (steps + TILE - 1) / TILE; }
 
+#if defined(__AVX512F__)
+typedef __m512i Bytes;
+inline Bytes spread(__m128i sixteen) { return _mm512_broadcast_i32x4(sixteen); }
+inline Bytes look_up(Bytes table, Bytes codes) { return _mm512_shuffle_epi8(table, codes); }
+inline Bytes mixed_low(Bytes a, Bytes b) { return _mm512_unpacklo_epi8(a, b); }
+inline Bytes mixed_high(Bytes a, Bytes b) { return _mm512_unpackhi_epi8(a, b); }
+// a | (b & c), and a | (b & ~c).
+inline Bytes with_those(Bytes a, Bytes b, Bytes c) { return _mm512_ternarylogic_epi64(a, b, c, 0xf8); }
+inline Bytes with_others(Bytes a, Bytes b, Bytes c) { return _mm512_ternarylogic_epi64(a, b, c, 0xf4); }
+#else
+typedef __m256i Bytes;
+inline Bytes spread(__m128i sixteen) { return _mm256_broadcastsi128_si256(sixteen); }
+inline Bytes look_up(Bytes table, Bytes codes) { return _mm256_shuffle_epi8(table, codes); }
+inline Bytes mixed_low(Bytes a, Bytes b) { return _mm256_unpacklo_epi8(a, b); }
+inline Bytes mixed_high(Bytes a, Bytes b) { return _mm256_unpackhi_epi8(a, b); }
+inline Bytes with_those(Bytes a, Bytes b, Bytes c) { return a | (b & c); }
+inline Bytes with_others(Bytes a, Bytes b, Bytes c) { return a | (b & ~c); }
+#endif
+
 // The upper and the lower byte of a bfloat16 that exponents bring, for each code.
 struct Tables {
-    __m512i high, low;
+    Bytes high, low;
     explicit Tables(const uint8_t* exponents) {
         const __m128i all = _mm_loadu_si128((const __m128i*)exponents);
-        high = _mm512_broadcast_i32x4(_mm_and_si128(_mm_srli_epi16(all, 1), _mm_set1_epi8(127)));
-        low = _mm512_broadcast_i32x4(_mm_and_si128(_mm_slli_epi16(all, 7), _mm_set1_epi8(-128)));
+        high = spread(_mm_and_si128(_mm_srli_epi16(all, 1), _mm_set1_epi8(127)));
+        low = spread(_mm_and_si128(_mm_slli_epi16(all, 7), _mm_set1_epi8(-128)));
     }
 };
 
-// w[4] gets a step's weights as they lie in a packed weight.
-inline void decode(const char* at, const Tables& tables, __m512i* w) {
-    const __m512i sign = _mm512_set1_epi8(-128), nibble = _mm512_set1_epi8(15);
-    const __m512i both = _mm512_loadu_si512(at + WEIGHTS);
-    const __m512i codes[2] = {_mm512_and_si512(both, nibble), _mm512_and_si512(_mm512_srli_epi16(both, 4), nibble)};
+// Of 4 W weights' signs and mantissas and their codes the weights: W pairs, and those 32 weights farther on.
+inline void decode_bytes(Words rest, Words codes, const Tables& tables, Words& low_pairs, Words& high_pairs) {
+    const Bytes sign = (Bytes)(Words{} + 0x80808080u);
+    const Bytes high = with_those(look_up(tables.high, (Bytes)codes), (Bytes)rest, sign);
+    const Bytes low = with_others(look_up(tables.low, (Bytes)codes), (Bytes)rest, sign);
+    low_pairs = (Words)mixed_low(low, high), high_pairs = (Words)mixed_high(low, high);
+}
+
+// use(place, pairs) of a step's weights: vector by vector, as they lie in a packed weight.
+template <class Use>
+__attribute__((always_inline)) inline void decode(const char* at, const Tables& tables, Use use) {
+    constexpr int parts = 64 / sizeof(Words);  // of half a step
+    const Words nibble = Words{} + 0x0f0f0f0fu;
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-        const __m512i rest = _mm512_loadu_si512(at + half * 64);
-        // high | (rest & sign), low | (rest & ~sign).
-        const __m512i high = _mm512_ternarylogic_epi64(_mm512_shuffle_epi8(tables.high, codes[half]), rest, sign, 0xf8);
-        const __m512i low = _mm512_ternarylogic_epi64(_mm512_shuffle_epi8(tables.low, codes[half]), rest, sign, 0xf4);
-        w[2 * half] = _mm512_unpacklo_epi8(low, high);
-        w[2 * half + 1] = _mm512_unpackhi_epi8(low, high);
+    for (int part = 0; part < parts; ++part) {
+        const Words both = read_as<Words>(at + WEIGHTS + part * sizeof(Words));
+        const Words codes[2] = {both & nibble, (both >> 4) & nibble};
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            Words near, far;
+            decode_bytes(read_as<Words>(at + half * 64 + part * sizeof(Words)), codes[half], tables, near, far);
+            use(2 * half * parts + part, near);
+            use((2 * half + 1) * parts + part, far);
+        }
     }
 }
 
 // to[128] gets them.
 inline void widen_step(const char* at, const Tables& tables, char* to) {
-    __m512i w[4];
-    decode(at, tables, w);
-    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(to + i * 64, w[i]);
+    decode(at, tables, [&](int place, Words pairs) { memcpy(to + place * sizeof pairs, &pairs, sizeof pairs); });
 }
 
 // to[end - first][128] gets the weights of these steps of a block, all of one tile.

@@ -6,76 +6,9 @@
 // activation/cpu.cpp, whose `activated` it uses.
 #pragma once
 
-#include "../tiles.hpp"
+#include "meet.hpp"
 
 namespace {
-
-constexpr int COLUMNS = 64;
-
-#if defined(__AVX512BF16__)
-
-constexpr int VECTORS = COLUMNS / W;
-// Rows that the registers hold beside a block's weights, and rows that one call takes.
-constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
-#if defined(__AMX_BF16__)
-constexpr int GROUP_ROWS = tiles::ROWS;
-constexpr bool USES_FEW = false;
-#else
-constexpr int GROUP_ROWS = TOGETHER_ROWS;
-constexpr bool USES_FEW = true;  // what a source has for few rows alone
-#endif
-typedef Floats Sums[VECTORS];
-
-// Steps of a block that are near while one group of rows after the other reads them, and what shall come meanwhile.
-struct Near {
-    const char* weights;
-    const char* ahead;
-};
-
-// A step as bfloat16, to four vectors of 16 outputs, two inputs each.
-struct Wide {
-    static constexpr int BYTES = 4 * COLUMNS;
-    static void take(const char* at, __m512bh* w) {
-#pragma GCC unroll 4
-        for (int c = 0; c < VECTORS; ++c) w[c] = (__m512bh)read_as<Floats>(at + c * 64);
-    }
-};
-
-// sums[row][64] += x[row] * weights, in `steps` steps of two inputs.
-template <class Take, int rows, int ahead_bytes, bool once>
-inline void multiply_block(Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
-    Floats local[rows][VECTORS];
-    memcpy(local, sums, sizeof local);
-    for (int64_t step = 0; step < steps; ++step) {
-#pragma GCC unroll 4
-        for (int line = 0; line < ahead_bytes; line += 64)
-            if (once)
-                ask_once(near.ahead + step * ahead_bytes + line);
-            else
-                __builtin_prefetch(near.ahead + step * ahead_bytes + line);
-        __m512bh w[VECTORS];
-        Take::take(near.weights + step * Take::BYTES, w);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r) {
-            const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
-#pragma GCC unroll 4
-            for (int c = 0; c < VECTORS; ++c) local[r][c] = (Floats)_mm512_dpbf16_ps((__m512)local[r][c], w[c], pair);
-        }
-    }
-    memcpy(sums, local, sizeof local);
-}
-
-template <class Take, int ahead_bytes, bool once = false>
-inline void multiply_group(int64_t rows, Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
-    switch (rows) {
-        case 1: return multiply_block<Take, 1, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 2: return multiply_block<Take, 2, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 3: return multiply_block<Take, 3, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 4: return multiply_block<Take, 4, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 5: return multiply_block<Take, 5, ahead_bytes, once>(near, x, x_stride, steps, sums);
-        case 6: return multiply_block<Take, 6, ahead_bytes, once>(near, x, x_stride, steps, sums);
-    }
-}
 
 // All rows in groups of nearly equal size: each reads the weights that the one before has brought near.
 template <class Source>
@@ -83,36 +16,16 @@ inline void multiply_groups(const Source& source, int64_t block, const bf16* x, 
                             int64_t from, int64_t to, Sums* sums) {
     const int64_t groups = (rows + GROUP_ROWS - 1) / GROUP_ROWS, most = Source::near_steps(rows);
     alignas(64) char room[Source::ROOM_STEPS * Wide::BYTES];
-#if defined(__AMX_BF16__)
     if constexpr (Source::HAS_ONE)
         if (rows == 1) return source.multiply_one(block, x, from, to, sums[0]);
-    tiles::Shapes shapes;
-#endif
+    Meeting meeting;
     for (int64_t begin = from, end; begin < to; begin = end) {
         end = smaller(to, begin + most);
         const Near near = source.bring(block, begin, end, USES_FEW && groups == 1, room);
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
-            const bf16* const at = x + first * x_stride + 2 * begin;
-#if defined(__AMX_BF16__)
-            const auto ahead = [&](int64_t step) {
-                if (Source::ALWAYS_AHEAD && group == 0)
-                    for (int line = 0; line < Source::AHEAD_BYTES; line += 64)
-                        ask_once(near.ahead + step * Source::AHEAD_BYTES + line);
-            };
-            shapes.set(some, (end - begin) % tiles::STEPS);
-            tiles::multiply<VECTORS>({(const char*)at, x_stride * 2, near.weights, Wide::BYTES, (char*)(sums + first),
-                                      sizeof(Sums)},
-                                     end - begin, false, ahead);
-#else
-            if (groups == 1)
-                multiply_group<typename Source::Few, Source::AHEAD_BYTES, true>(some, near, at, x_stride, end - begin,
-                                                                                sums + first);
-            else if (group == 0 || Source::ALWAYS_AHEAD)
-                multiply_group<Wide, Source::AHEAD_BYTES>(some, near, at, x_stride, end - begin, sums + first);
-            else
-                multiply_group<Wide, 0>(some, near, at, x_stride, end - begin, sums + first);
-#endif
+            meeting.template add<Source>(near, {x + first * x_stride + 2 * begin, x_stride, some}, end - begin,
+                                         {group == 0, groups == 1}, sums + first);
         }
     }
 }
@@ -201,7 +114,5 @@ inline int multiply_any_rows(const Source& source, const bf16* x, int64_t x_stri
     }
     return OK;
 }
-
-#endif
 
 }  // namespace

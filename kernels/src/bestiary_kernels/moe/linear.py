@@ -57,7 +57,7 @@ def experts_linear(x: Tensor, weight_ENK: Tensor | SqueezedExperts, experts_Tk: 
 
 def are_few(kernels: library.Kernels, choices: int, experts: int) -> bool:
     """Whether so many choices are for the C++ functions."""
-    return choices <= experts * (_MOST_TOKENS if kernels.linear_packed is not None else _MOST_TOKENS_WITHOUT)
+    return choices <= experts * (_MOST_TOKENS if kernels.has_pairs else _MOST_TOKENS_WITHOUT)
 
 
 _operator = torch.library.custom_op("bestiary::experts_linear", mutates_args=())(reference.experts_linear)

@@ -3,7 +3,7 @@
 // wide weights and the calls.
 #include "chosen.hpp"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 
 namespace {
 namespace squeezed {

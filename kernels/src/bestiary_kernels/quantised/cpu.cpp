@@ -12,7 +12,7 @@ namespace {
 namespace quantised {
 
 // Steps of a tile, and rows that one pass over the weight takes.
-constexpr int TILE = 32, PASS_ROWS = 128, DIRECT_ROWS = 6, VECTORS = COLUMNS / W;
+constexpr int TILE = 32, PASS_ROWS = 128, DIRECT_ROWS = 6;
 #if defined(__AMX_BF16__)
 using tiles::Shapes;
 constexpr bool ON_TILES = true;  // where weights and x meet in pairs
@@ -20,9 +20,8 @@ constexpr bool ON_TILES = true;  // where weights and x meet in pairs
 struct Shapes {};
 constexpr bool ON_TILES = false;
 #endif
-// Rows that go together, and the vectors of outputs that the registers hold sums of for so many rows.
-constexpr int ROWS = 6;
-constexpr int wide_for(int rows) { return W == 16 ? 4 : rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
+// Rows that go together.
+constexpr int ROWS = TOGETHER_ROWS;
 // Multiplications below which a region costs more than it gains.
 constexpr int64_t WORTH_SHARING = 65536;
 // Runs of units that a thread has at least, each one straight line of memory.
@@ -186,10 +185,13 @@ template <class T, int bits> struct Product {
     // sums[64] += scales * (x . the steps whose codes are at `at`), of one row; added up as tiles do.
     static void add_one(const char* at, const T* from, int64_t n, const float* scales, float* sums) {
         Floats local[VECTORS] = {};
-        multiply_one_row(from, n, local, [&](int64_t step, __m512i* w) {
+        multiply_one_row(from, n, local, [&](int64_t step, auto use) {
             const char* const codes = at + step * Codes<bits>::BYTES;
             ask_once(codes + AHEAD);
-            How::template widen_step<bits>(codes, (Operand*)w);
+            Operand w[VECTORS];
+            How::template widen_step<bits>(codes, w);
+#pragma GCC unroll 4
+            for (int c = 0; c < VECTORS; ++c) use(c, (Words)w[c]);
         });
         for (int c = 0; c < VECTORS; ++c) store(sums + c * W, load(sums + c * W) + local[c] * load(scales + c * W));
     }

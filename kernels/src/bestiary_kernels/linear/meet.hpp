@@ -1,0 +1,179 @@
+// How a group of rows meets some steps of a block of weights that are near: on AMX's tiles, in pairs, or as floats.
+//
+// A step has 64 outputs, of each the weights of two inputs side by side. Sums go through the inputs in their order,
+// whatever the number of rows.
+#pragma once
+
+#include "../dot.hpp"
+#include "../tiles.hpp"
+
+namespace {
+
+constexpr int COLUMNS = 64, VECTORS = COLUMNS / W;
+// Rows that the registers hold beside a block's weights, and rows that one call takes.
+constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
+typedef Floats Sums[VECTORS];
+
+// Vectors of outputs that the registers hold sums of for so many rows.
+constexpr int wide_for(int rows) { return W == 16 ? 4 : rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
+
+// Steps of a block that are near while one group of rows after the other reads them, and what shall come meanwhile.
+struct Near {
+    const char* weights;
+    const char* ahead;
+};
+
+// A step as bfloat16, to vectors of W outputs, two inputs each.
+struct Wide {
+    static constexpr int BYTES = 4 * COLUMNS;
+#if defined(__AVX512BF16__)
+    static void take(const char* at, __m512bh* w) {
+#pragma GCC unroll 4
+        for (int c = 0; c < VECTORS; ++c) w[c] = (__m512bh)read_as<Floats>(at + c * 64);
+    }
+#endif
+};
+
+// Rows of x, the first of them at x.
+struct Rows {
+    const bf16* x;
+    int64_t stride, count;
+};
+
+// Of a source's steps, whether the rows are the first that read them, and whether they are the only ones.
+struct Turn {
+    bool is_first, is_only;
+};
+
+#if defined(__AMX_BF16__)
+
+constexpr int GROUP_ROWS = tiles::ROWS;
+constexpr int64_t NEAR_STEPS = 512;  // 128 KiB, in the second cache from the first group of rows on
+constexpr bool USES_FEW = false;
+
+class Meeting {
+  public:
+    // sums[row][64] += x[row] * weights, in `steps` steps of two inputs.
+    template <class Source> void add(Near near, const Rows& rows, int64_t steps, Turn turn, Sums* sums) {
+        const auto ahead = [&](int64_t step) {
+            if (Source::ALWAYS_AHEAD && turn.is_first)
+                for (int line = 0; line < Source::AHEAD_BYTES; line += 64)
+                    ask_once(near.ahead + step * Source::AHEAD_BYTES + line);
+        };
+        shapes.set(rows.count, steps % tiles::STEPS);
+        tiles::multiply<VECTORS>({(const char*)rows.x, rows.stride * 2, near.weights, Wide::BYTES, (char*)sums,
+                                  sizeof(Sums)},
+                                 steps, false, ahead);
+    }
+
+  private:
+    tiles::Shapes shapes;
+};
+
+#elif defined(__AVX512BF16__)
+
+constexpr int GROUP_ROWS = TOGETHER_ROWS;
+constexpr int64_t NEAR_STEPS = 512;
+constexpr bool USES_FEW = true;  // what a source has for few rows alone
+
+struct Meeting {
+    template <class Source> void add(Near near, const Rows& rows, int64_t steps, Turn turn, Sums* sums) const {
+        if (turn.is_only)
+            group<typename Source::Few, Source::AHEAD_BYTES, true>(near, rows, steps, sums);
+        else if (turn.is_first || Source::ALWAYS_AHEAD)
+            group<Wide, Source::AHEAD_BYTES, false>(near, rows, steps, sums);
+        else
+            group<Wide, 0, false>(near, rows, steps, sums);
+    }
+
+  private:
+    template <class Take, int ahead_bytes, bool once>
+    static void group(Near near, const Rows& rows, int64_t steps, Sums* sums) {
+        with_known(rows.count, [&](auto known) {
+            block<Take, decltype(known)::rows, ahead_bytes, once>(near, rows.x, rows.stride, steps, sums);
+        });
+    }
+
+    template <class Take, int rows, int ahead_bytes, bool once>
+    static void block(Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
+        Floats local[rows][VECTORS];
+        memcpy(local, sums, sizeof local);
+        for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 4
+            for (int line = 0; line < ahead_bytes; line += 64)
+                if (once)
+                    ask_once(near.ahead + step * ahead_bytes + line);
+                else
+                    __builtin_prefetch(near.ahead + step * ahead_bytes + line);
+            __m512bh w[VECTORS];
+            Take::take(near.weights + step * Take::BYTES, w);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; ++r) {
+                const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
+#pragma GCC unroll 4
+                for (int c = 0; c < VECTORS; ++c)
+                    local[r][c] = (Floats)_mm512_dpbf16_ps((__m512)local[r][c], w[c], pair);
+            }
+        }
+        memcpy(sums, local, sizeof local);
+    }
+};
+
+#else
+
+constexpr int GROUP_ROWS = TOGETHER_ROWS;
+constexpr int64_t NEAR_STEPS = 32;  // 8 KiB, in the first cache beside the rows
+constexpr bool USES_FEW = false;
+
+// Where no instruction multiplies pairs: one input after the other, each weight a float in a register.
+class Meeting {
+  public:
+    template <class Source> void add(Near near, const Rows& rows, int64_t steps, Turn turn, Sums* sums) {
+        for (int64_t row = 0; row < rows.count; ++row)
+            over_vectors(2 * steps, [&](int64_t i, int n) {
+                store_up_to(inputs[row] + i, load_up_to(rows.x + row * rows.stride + i, n), n);
+            });
+        with_known(rows.count, [&](auto known) {
+            if (turn.is_first)
+                block<decltype(known)::rows, Source::AHEAD_BYTES>(near, steps, sums);
+            else
+                block<decltype(known)::rows, 0>(near, steps, sums);
+        });
+    }
+
+  private:
+    float inputs[GROUP_ROWS][2 * NEAR_STEPS];
+
+    template <int rows, int ahead_bytes> void block(Near near, int64_t steps, Sums* sums) const {
+        constexpr int wide = wide_for(rows);
+        for (int first = 0; first < VECTORS; first += wide) {
+            Floats local[rows][wide];
+            for (int r = 0; r < rows; ++r)
+                for (int c = 0; c < wide; ++c) local[r][c] = sums[r][first + c];
+            for (int64_t step = 0; step < steps; ++step) {
+                for (int line = 0; line < ahead_bytes && first == 0; line += 64)
+                    ask_once(near.ahead + step * ahead_bytes + line);
+                const char* const at = near.weights + step * Wide::BYTES + first * sizeof(Words);
+                meet<0>(at, 2 * step, local);
+                meet<1>(at, 2 * step + 1, local);
+            }
+            for (int r = 0; r < rows; ++r)
+                for (int c = 0; c < wide; ++c) sums[r][first + c] = local[r][c];
+        }
+    }
+
+    template <int which, int rows, int wide>
+    __attribute__((always_inline)) void meet(const char* at, int64_t input, Floats (&sums)[rows][wide]) const {
+        Floats w[wide];
+#pragma GCC unroll 8
+        for (int c = 0; c < wide; ++c) w[c] = one_of<which>(read_as<Words>(at + c * sizeof(Words)));
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 8
+            for (int c = 0; c < wide; ++c) sums[r][c] += w[c] * inputs[r][input];
+    }
+};
+
+#endif
+
+}  // namespace
