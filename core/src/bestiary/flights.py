@@ -3,6 +3,7 @@
 Knows neither requests nor what a step finds.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable
 
@@ -98,6 +99,8 @@ class Flights:
         return first
 
     def _retried(self, plan: _Plan, results: _Results) -> tuple[_Plan, _Results]:
+        why = f"a step of {len(plan)} requests failed, so that each is run alone: {results[0]!r}"
+        warnings.warn(why, RuntimeWarning, stacklevel=2)
         return plan, [self._alone(entry) for entry in plan]
 
     def _next(self) -> tuple[_Plan, _Results]:

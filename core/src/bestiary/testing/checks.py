@@ -17,7 +17,7 @@ from bestiary import registry
 from bestiary.architecture import API, Architecture, Task
 from bestiary.errors import BestiaryError, CapabilityMissing, TensorMismatch
 from bestiary.testing.checklist import NotApplicable, check, require
-from bestiary.testing.fixture import Fixture
+from bestiary.testing.fixture import NEW_TOKENS, Fixture
 from bestiary.testing.references import Oracle
 from bestiary.testing.samples import Sample
 
@@ -177,6 +177,24 @@ def _logits(fixture: Fixture) -> None:
     for number, sample in enumerate(fixture.samples if fixture.case.samples else fixture.samples[:1]):
         found = _disagreement(fixture, None, sample)
         require(found <= TOLERANCE, f"the answer to prompt {number} is {found:.2g} off the reference")
+
+
+@check("L2")
+def _many_tokens(fixture: Fixture) -> None:
+    """A prompt of more tokens than kernels for a few rows take gives the reference's numbers, in bfloat16 nearly so."""
+    if fixture.case.samples:
+        raise NotApplicable("the case has prompts of its own")
+    judge, sample = _judge(fixture), fixture.long_sample
+    if fixture.engine().executor.max_model_len < len(sample.token_ids) + NEW_TOKENS:
+        raise NotApplicable("the case's contexts are too short")
+    for dtype, tolerance in (("float32", TOLERANCE), ("bfloat16", _ROUNDED)):
+        (answer,) = fixture.answers(fixture.engine(dtype=dtype), [sample], logprobs=True)
+        if fixture.pools:
+            off = (answer.vectors - judge.vectors(sample)).abs()
+        else:
+            off = (torch.cat((answer.prompt_logprobs, answer.logprobs)) - judge.judge(sample, answer.tokens)).abs()
+        found = float(off.max() if dtype == "float32" else off.mean())
+        require(found <= tolerance, f"in {dtype} the numbers are {found:.2g} off the reference")
 
 
 @check("L2")

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,8 @@ from bestiary.testing.samples import Sample
 __all__ = ["NEW_TOKENS", "Answer", "Fixture", "Unfit"]
 
 NEW_TOKENS = 32
+#: Tokens of a prompt that goes through kernels for many rows.
+_MANY_TOKENS = 80
 #: Tokens of answers that are compared with each other and not with the reference.
 _FEW_TOKENS = 12
 #: What is asked of a tiny model, or its answer proves nothing.
@@ -68,6 +71,11 @@ class Fixture:
         draw = random.Random(self.case.name)
         n = self.case.prompt_length
         return [Sample(tuple(draw.choices(range(3, self.vocabulary), k=k))) for k in (n, n // 2, 3, n - 5)]
+
+    @cached_property
+    def long_sample(self) -> Sample:
+        """More tokens than kernels for a few rows take in a step, drawn at random."""
+        return Sample(tuple(random.Random(self.case.name).choices(range(3, self.vocabulary), k=_MANY_TOKENS)))
 
     @cached_property
     def oracle(self) -> Oracle:
@@ -259,10 +267,13 @@ class Fixture:
         return [found[str(i)] for i in range(len(samples))]
 
     def drain(self, engine: Engine) -> dict[str, Answer]:
-        """Step until everything that was asked is answered."""
+        """Step until everything that was asked is answered; a step that fails raises, though its rows alone do not."""
         found: dict[str, Answer] = {}
         while engine.has_unfinished_requests():
-            for output in engine.step():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", "a step of .* failed", RuntimeWarning)
+                outputs = engine.step()
+            for output in outputs:
                 (one,) = output.outputs
                 if one.finish_reason == "error":
                     raise BestiaryError(f"request {output.request_id} failed: {one.stop_reason}")

@@ -39,7 +39,7 @@ def heads_linear(x_THK: Tensor, weight_HKN: Tensor, out: Tensor | None = None) -
             if _multiply(kernels, x_THK, weight_HKN, y):
                 return y
     y = (_operator if library.is_traced(x_THK) else reference.heads_linear)(x_THK, weight_HKN)
-    return y if out is None else out.copy_(y)
+    return y.contiguous() if out is None else out.copy_(y)
 
 
 def _multiply(kernels: library.Kernels, x: Tensor, weight: Tensor, y: Tensor) -> bool:
