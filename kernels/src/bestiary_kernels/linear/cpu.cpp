@@ -51,11 +51,9 @@ struct Squeezed {
         return {room, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
     }
     static constexpr bool HAS_ONE = !USES_FEW;
-#if !defined(__AVX512BF16__) || defined(__AMX_BF16__)
     void multiply_one(int64_t block, const bf16* x, int64_t from, int64_t to, Sums& sums) const {
         squeezed::multiply_one(call, tables, block, x, from, to, sums);
     }
-#endif
 };
 
 #endif

@@ -4,7 +4,7 @@
 #include "squeezed.hpp"
 #include "one.hpp"
 
-#if defined(__AVX2__) && (!defined(__AVX512BF16__) || defined(__AMX_BF16__))
+#if defined(__AVX2__)
 
 namespace {
 namespace squeezed {
@@ -22,7 +22,8 @@ class Exceptions {
 
     // Puts that step's in their places of its weights.
     void put(uint16_t* weights) {
-        for (const int64_t step = next; next == step; ++at, find()) weights[(all[at] >> 16) % WEIGHTS] = uint16_t(all[at]);
+        for (const int64_t step = next; next == step; ++at, find())
+            weights[(all[at] >> 16) % WEIGHTS] = uint16_t(all[at]);
     }
 
   private:

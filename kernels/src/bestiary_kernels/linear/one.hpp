@@ -7,8 +7,6 @@
 
 #include "walk.hpp"
 
-#if !defined(__AVX512BF16__) || defined(__AMX_BF16__)
-
 namespace {
 
 #if defined(__AMX_BF16__)
@@ -19,8 +17,9 @@ constexpr int64_t STEPS_OF_SUMS = NEAR_STEPS;
 constexpr bool ADDS_APART = false;
 #endif
 
-// sums[64] += x[2 * steps] * weights; take(step, use) makes a step's weights wide, says use(c, pairs) of every vector c of
-// W outputs, and asks for what comes after it. Floats since the processor takes four times as long for a product of pairs.
+// sums[64] += x[2 * steps] * weights; take(step, use) makes a step's weights wide, says use(c, pairs) of every vector c
+// of W outputs, and asks for what comes after it. Floats since AMX's processors take four times as long for a product of
+// pairs, where there is one.
 template <class Take> inline void multiply_one_row(const bf16* x, int64_t steps, Floats* sums, Take take) {
     for (int64_t begin = 0, end; begin < steps; begin = end) {
         end = smaller(steps, begin + STEPS_OF_SUMS);
@@ -41,5 +40,3 @@ template <class Take> inline void multiply_one_row(const bf16* x, int64_t steps,
 }
 
 }  // namespace
-
-#endif
