@@ -49,7 +49,7 @@ struct Turn {
 
 constexpr int GROUP_ROWS = tiles::ROWS;
 constexpr int64_t NEAR_STEPS = 512;  // 128 KiB, in the second cache from the first group of rows on
-constexpr bool USES_FEW = false;
+constexpr bool USES_FEW = false;  // whether a source has something for few rows alone
 
 class Meeting {
   public:
@@ -74,7 +74,7 @@ class Meeting {
 
 constexpr int GROUP_ROWS = TOGETHER_ROWS;
 constexpr int64_t NEAR_STEPS = 512;
-constexpr bool USES_FEW = true;  // what a source has for few rows alone
+constexpr bool USES_FEW = true;
 
 struct Meeting {
     template <class Source> void add(Near near, const Rows& rows, int64_t steps, Turn turn, Sums* sums) const {
