@@ -70,7 +70,10 @@ def test_codes_come_out_as_they_were_packed(outputs: int, inputs: int, kind: tup
     bits, group = kind
     weight = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
     codes, scales = quantise(weight, bits, group)
-    assert torch.equal(reference.unpack(reference.pack(codes, bits), bits, outputs, inputs), codes)
+    for in_pairs in (False, True):
+        packed = reference.pack(codes, bits, in_pairs)
+        assert packed.shape == reference.packed_shape(outputs, inputs, bits, in_pairs)
+        assert torch.equal(reference.unpack(packed, bits, outputs, inputs), codes)
     assert torch.equal(reference.unpack_rows(reference.pack_rows(codes, bits, group), bits, group, inputs), codes)
     assert torch.equal(reference.unpack_scales(reference.pack_scales(scales), outputs), scales)
 
@@ -87,10 +90,22 @@ def test_the_library_rounds_as_the_reference(
     )  # many halves between two codes, and farthest numbers of both signs
     weight[-1] = torch.randint(-3, 4, (inputs,)) / 4
     found = QuantisedLinear(weight.to(dtype), bits=bits, group=group)
-    with library.using("reference"):
-        wanted = QuantisedLinear(weight.to(dtype), bits=bits, group=group)
-    assert torch.equal(found._scales, wanted._scales) and found._scales.dtype is wanted._scales.dtype
-    assert torch.equal(found._codes, wanted._codes) and found._codes.dtype is wanted._codes.dtype
+    codes, scales = quantise(weight.to(dtype), bits, group)
+    kernels = library.active()
+    lie, packed = reference.pack_scales(scales), reference.pack(codes, bits, kernels is not None and kernels.has_pairs)
+    assert torch.equal(found._scales, lie) and found._scales.dtype is lie.dtype
+    assert torch.equal(found._codes, packed) and found._codes.dtype is packed.dtype
+
+
+@needs_library
+@pytest.mark.parametrize("bits", [8, 4])
+def test_codes_that_lie_for_another_instruction_set_are_read_as_they_lie(variant: str, bits: int) -> None:
+    weight, x = torch.randn(100, 70), torch.randn(3, 70)
+    wanted = QuantisedLinear(weight, bits=bits)(x)
+    for other in library.status().available:
+        with library.using(other):
+            layer = QuantisedLinear(weight, bits=bits)
+        torch.testing.assert_close(layer(x), wanted, atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -150,6 +165,8 @@ def test_shapes_dtypes_and_kinds_that_do_not_fit_are_refused() -> None:
             QuantisedLinear(weight, bits=bits, group=group)
     with pytest.raises(ValueError, match="floating point"):
         quantise(weight.to(torch.int8))
+    with pytest.raises(ValueError, match="K not 0"):
+        QuantisedLinear(weight[:, :0])
     with pytest.raises(ValueError, match="bias"):
         QuantisedLinear(weight, torch.randn(5))
     with pytest.raises(ValueError, match="bias"):

@@ -15,15 +15,15 @@ struct PackedCall {
 };
 
 // Where a block's weights come from: as they lie.
-struct Packed {
+struct Packed : Unscaled {
     const PackedCall& call;
+    explicit Packed(const PackedCall& call) : call(call) {}
     static constexpr int AHEAD_BYTES = Wide::BYTES;
     static constexpr bool ALWAYS_AHEAD = true;
     typedef Wide Few;
     static constexpr int64_t ROOM_STEPS = 1;  // none is used
-    static int64_t near_steps(int64_t) { return NEAR_STEPS; }
+    static int64_t near_steps(int64_t) { return Meeting<bf16>::NEAR_STEPS; }
     static constexpr bool HAS_ONE = false;  // a way of its own for one row
-    static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
     Near bring(int64_t block, int64_t first, int64_t, bool, char*) const {
         const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Wide::BYTES;
         return {at, at + 4096};
@@ -34,15 +34,16 @@ struct Packed {
 
 // Or made wide in a room in the first cache: a tile for few rows, where widening itself asks for what comes next; two
 // for more, where it comes while the first group reads.
-struct Squeezed {
+struct Squeezed : Unscaled {
     const SqueezedCall& call;
+    explicit Squeezed(const SqueezedCall& call) : call(call) {}
     squeezed::Tables tables{call.exponents};
     static constexpr int AHEAD_BYTES = squeezed::BYTES;
     static constexpr bool ALWAYS_AHEAD = false;
     typedef Wide Few;
-    static constexpr int64_t FEW_ROWS = USES_FEW ? 2 * TOGETHER_ROWS : MOST_ROWS, ROOM_STEPS = 2 * squeezed::TILE;
+    static constexpr bool HAS_ONE = !Meeting<bf16>::USES_FEW;
+    static constexpr int64_t FEW_ROWS = HAS_ONE ? MOST_ROWS : 2 * TOGETHER_ROWS, ROOM_STEPS = 2 * squeezed::TILE;
     static int64_t near_steps(int64_t rows) { return rows <= FEW_ROWS ? squeezed::TILE : ROOM_STEPS; }
-    static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
     Near bring(int64_t block, int64_t first, int64_t end, bool, char* room) const {
         for (int64_t step = first, next; step < end; step = next) {
             next = smaller(end, (step / squeezed::TILE + 1) * squeezed::TILE);
@@ -50,9 +51,8 @@ struct Squeezed {
         }
         return {room, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
     }
-    static constexpr bool HAS_ONE = !USES_FEW;
-    void multiply_one(int64_t block, const bf16* x, int64_t from, int64_t to, Sums& sums) const {
-        squeezed::multiply_one(call, tables, block, x, from, to, sums);
+    void multiply_one(int64_t block, const bf16* x, int64_t from, int64_t to, Sums* sums) const {
+        squeezed::multiply_one(call, tables, block, x, from, to, *sums);
     }
 };
 

@@ -57,9 +57,9 @@ inline void multiply_one(const SqueezedCall& call, const Tables& tables, int64_t
             widen_step(at, tables, (char*)weights);
             exceptions.put(weights);
 #pragma GCC unroll 8
-            for (int c = 0; c < VECTORS; ++c) use(c, read_as<Words>(weights + 2 * c * W));
+            for (int c = 0; c < VECTORS; ++c) of_pairs(use)(c, read_as<Words>(weights + 2 * c * W));
         } else {
-            decode(at, tables, use);
+            decode(at, tables, of_pairs(use));
         }
         at += BYTES;
     });

@@ -1,7 +1,7 @@
 // How a group of rows meets some steps of a block of weights that are near: on AMX's tiles, in pairs, or as floats.
 //
-// A step has 64 outputs, of each the weights of two inputs side by side. Sums go through the inputs in their order,
-// whatever the number of rows.
+// A step has 64 outputs, of each the weights of two inputs side by side, in bfloat16. Sums go through the inputs in their
+// order, whatever the number of rows.
 #pragma once
 
 #include "../dot.hpp"
@@ -23,21 +23,40 @@ struct Near {
     const char* ahead;
 };
 
-// A step as bfloat16, to vectors of W outputs, two inputs each.
+// A step of such weights as it is; use(c, pairs) of every vector c of W outputs.
 struct Wide {
     static constexpr int BYTES = 4 * COLUMNS;
-#if defined(__AVX512BF16__)
-    static void take(const char* at, __m512bh* w) {
-#pragma GCC unroll 4
-        for (int c = 0; c < VECTORS; ++c) w[c] = (__m512bh)read_as<Floats>(at + c * 64);
+    template <class Use> __attribute__((always_inline)) static void pairs(const char* at, Use use) {
+#pragma GCC unroll 8
+        for (int c = 0; c < VECTORS; ++c) use(c, read_as<Words>(at + c * sizeof(Words)));
     }
-#endif
 };
 
+// What takes the weights of the two inputs as floats, of pairs.
+template <class Use> inline auto of_pairs(Use use) {
+    return [use](int c, Words pairs)
+               __attribute__((always_inline)) { use(c, one_of<0>(pairs), one_of<1>(pairs)); };
+}
+
 // Rows of x, the first of them at x.
-struct Rows {
-    const bf16* x;
+template <class T> struct Rows {
+    const T* x;
     int64_t stride, count;
+};
+
+// Where a group's sums over some steps go: on with what the steps before gave, or to it after a scale for each output.
+struct GoOn {
+    static constexpr bool FROM_ZERO = false;
+    Sums* sums;
+    Floats start(int row, int c) const { return sums[row][c]; }
+    void finish(int row, int c, Floats sum) const { sums[row][c] = sum; }
+};
+struct Scaled {
+    static constexpr bool FROM_ZERO = true;
+    Sums* sums;
+    Floats scales[VECTORS];
+    Floats start(int, int) const { return Floats{}; }
+    void finish(int row, int c, Floats sum) const { sums[row][c] += sum * scales[c]; }
 };
 
 // Of a source's steps, whether the rows are the first that read them, and whether they are the only ones.
@@ -45,111 +64,38 @@ struct Turn {
     bool is_first, is_only;
 };
 
-#if defined(__AMX_BF16__)
-
-constexpr int GROUP_ROWS = tiles::ROWS;
-constexpr int64_t NEAR_STEPS = 512;  // 128 KiB, in the second cache from the first group of rows on
-constexpr bool USES_FEW = false;  // whether a source has something for few rows alone
-
-class Meeting {
+// One input after the other, each weight a float in a register.
+template <class T> class Meeting {
   public:
-    // sums[row][64] += x[row] * weights, in `steps` steps of two inputs.
-    template <class Source> void add(Near near, const Rows& rows, int64_t steps, Turn turn, Sums* sums) {
-        const auto ahead = [&](int64_t step) {
-            if (Source::ALWAYS_AHEAD && turn.is_first)
-                for (int line = 0; line < Source::AHEAD_BYTES; line += 64)
-                    ask_once(near.ahead + step * Source::AHEAD_BYTES + line);
-        };
-        shapes.set(rows.count, steps % tiles::STEPS);
-        tiles::multiply<VECTORS>({(const char*)rows.x, rows.stride * 2, near.weights, Wide::BYTES, (char*)sums,
-                                  sizeof(Sums)},
-                                 steps, false, ahead);
-    }
+    static constexpr int GROUP_ROWS = TOGETHER_ROWS;
+    static constexpr int64_t NEAR_STEPS = 32;  // 8 KiB, in the first cache beside the rows
+    static constexpr bool USES_FEW = false;    // whether a source has something for few rows alone
+    static constexpr bool ADDS_APART = false;  // whether the first and the second inputs have sums of their own
 
-  private:
-    tiles::Shapes shapes;
-};
-
-#elif defined(__AVX512BF16__)
-
-constexpr int GROUP_ROWS = TOGETHER_ROWS;
-constexpr int64_t NEAR_STEPS = 512;
-constexpr bool USES_FEW = true;
-
-struct Meeting {
-    template <class Source> void add(Near near, const Rows& rows, int64_t steps, Turn turn, Sums* sums) const {
-        if (turn.is_only)
-            group<typename Source::Few, Source::AHEAD_BYTES, true>(near, rows, steps, sums);
-        else if (turn.is_first || Source::ALWAYS_AHEAD)
-            group<Wide, Source::AHEAD_BYTES, false>(near, rows, steps, sums);
-        else
-            group<Wide, 0, false>(near, rows, steps, sums);
-    }
-
-  private:
-    template <class Take, int ahead_bytes, bool once>
-    static void group(Near near, const Rows& rows, int64_t steps, Sums* sums) {
-        with_known(rows.count, [&](auto known) {
-            block<Take, decltype(known)::rows, ahead_bytes, once>(near, rows.x, rows.stride, steps, sums);
-        });
-    }
-
-    template <class Take, int rows, int ahead_bytes, bool once>
-    static void block(Near near, const bf16* x, int64_t x_stride, int64_t steps, Sums* sums) {
-        Floats local[rows][VECTORS];
-        memcpy(local, sums, sizeof local);
-        for (int64_t step = 0; step < steps; ++step) {
-#pragma GCC unroll 4
-            for (int line = 0; line < ahead_bytes; line += 64)
-                if (once)
-                    ask_once(near.ahead + step * ahead_bytes + line);
-                else
-                    __builtin_prefetch(near.ahead + step * ahead_bytes + line);
-            __m512bh w[VECTORS];
-            Take::take(near.weights + step * Take::BYTES, w);
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; ++r) {
-                const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
-#pragma GCC unroll 4
-                for (int c = 0; c < VECTORS; ++c)
-                    local[r][c] = (Floats)_mm512_dpbf16_ps((__m512)local[r][c], w[c], pair);
-            }
-        }
-        memcpy(sums, local, sizeof local);
-    }
-};
-
-#else
-
-constexpr int GROUP_ROWS = TOGETHER_ROWS;
-constexpr int64_t NEAR_STEPS = 32;  // 8 KiB, in the first cache beside the rows
-constexpr bool USES_FEW = false;
-
-// Where no instruction multiplies pairs: one input after the other, each weight a float in a register.
-class Meeting {
-  public:
-    template <class Source> void add(Near near, const Rows& rows, int64_t steps, Turn turn, Sums* sums) {
+    // to += x * weights, in `steps` steps of two inputs.
+    template <class Source, class To>
+    void add(Near near, const Rows<T>& rows, int64_t steps, Turn turn, const To& to) {
         for (int64_t row = 0; row < rows.count; ++row)
             over_vectors(2 * steps, [&](int64_t i, int n) {
                 store_up_to(inputs[row] + i, load_up_to(rows.x + row * rows.stride + i, n), n);
             });
         with_known(rows.count, [&](auto known) {
             if (turn.is_first)
-                block<decltype(known)::rows, Source::AHEAD_BYTES>(near, steps, sums);
+                block<decltype(known)::rows, Source::AHEAD_BYTES>(near, steps, to);
             else
-                block<decltype(known)::rows, 0>(near, steps, sums);
+                block<decltype(known)::rows, 0>(near, steps, to);
         });
     }
 
   private:
     float inputs[GROUP_ROWS][2 * NEAR_STEPS];
 
-    template <int rows, int ahead_bytes> void block(Near near, int64_t steps, Sums* sums) const {
+    template <int rows, int ahead_bytes, class To> void block(Near near, int64_t steps, const To& to) const {
         constexpr int wide = wide_for(rows);
         for (int first = 0; first < VECTORS; first += wide) {
             Floats local[rows][wide];
             for (int r = 0; r < rows; ++r)
-                for (int c = 0; c < wide; ++c) local[r][c] = sums[r][first + c];
+                for (int c = 0; c < wide; ++c) local[r][c] = to.start(r, first + c);
             for (int64_t step = 0; step < steps; ++step) {
                 for (int line = 0; line < ahead_bytes && first == 0; line += 64)
                     ask_once(near.ahead + step * ahead_bytes + line);
@@ -158,7 +104,7 @@ class Meeting {
                 meet<1>(at, 2 * step + 1, local);
             }
             for (int r = 0; r < rows; ++r)
-                for (int c = 0; c < wide; ++c) sums[r][first + c] = local[r][c];
+                for (int c = 0; c < wide; ++c) to.finish(r, first + c, local[r][c]);
         }
     }
 
@@ -171,6 +117,94 @@ class Meeting {
         for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 8
             for (int c = 0; c < wide; ++c) sums[r][c] += w[c] * inputs[r][input];
+    }
+};
+
+#if defined(__AMX_BF16__)
+
+template <> class Meeting<bf16> {
+  public:
+    static constexpr int GROUP_ROWS = tiles::ROWS;
+    static constexpr int64_t NEAR_STEPS = 512;  // 128 KiB, in the second cache from the first group of rows on
+    static constexpr bool USES_FEW = false, ADDS_APART = true;
+
+    template <class Source, class To>
+    void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) {
+        const auto ahead = [&](int64_t step) {
+            if (Source::ALWAYS_AHEAD && turn.is_first)
+                for (int line = 0; line < Source::AHEAD_BYTES; line += 64)
+                    ask_once(near.ahead + step * Source::AHEAD_BYTES + line);
+        };
+        const auto multiply = [&](Sums* sums) {
+            shapes.set(rows.count, steps % tiles::STEPS);
+            tiles::multiply<VECTORS>({(const char*)rows.x, rows.stride * 2, near.weights, Wide::BYTES, (char*)sums,
+                                      sizeof(Sums)},
+                                     steps, To::FROM_ZERO, ahead);
+        };
+        if constexpr (To::FROM_ZERO) {
+            alignas(64) Sums local[tiles::ROWS];
+            multiply(local);
+            for (int r = 0; r < rows.count; ++r)
+                for (int c = 0; c < VECTORS; ++c) to.finish(r, c, local[r][c]);
+        } else {
+            multiply(to.sums);
+        }
+    }
+
+  private:
+    tiles::Shapes shapes;
+};
+
+#elif defined(__AVX512BF16__)
+
+template <> class Meeting<bf16> {
+  public:
+    static constexpr int GROUP_ROWS = TOGETHER_ROWS;
+    static constexpr int64_t NEAR_STEPS = 512;
+    static constexpr bool USES_FEW = true, ADDS_APART = false;
+
+    template <class Source, class To>
+    void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) const {
+        if (turn.is_only)
+            group<typename Source::Few, Source::AHEAD_BYTES, true>(near, rows, steps, to);
+        else if (turn.is_first || Source::ALWAYS_AHEAD)
+            group<Wide, Source::AHEAD_BYTES, false>(near, rows, steps, to);
+        else
+            group<Wide, 0, false>(near, rows, steps, to);
+    }
+
+  private:
+    template <class Weights, int ahead_bytes, bool once, class To>
+    static void group(Near near, const Rows<bf16>& rows, int64_t steps, const To& to) {
+        with_known(rows.count, [&](auto known) {
+            block<Weights, decltype(known)::rows, ahead_bytes, once>(near, rows.x, rows.stride, steps, to);
+        });
+    }
+
+    template <class Weights, int rows, int ahead_bytes, bool once, class To>
+    static void block(Near near, const bf16* x, int64_t x_stride, int64_t steps, const To& to) {
+        Floats local[rows][VECTORS];
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < VECTORS; ++c) local[r][c] = to.start(r, c);
+        for (int64_t step = 0; step < steps; ++step) {
+#pragma GCC unroll 4
+            for (int line = 0; line < ahead_bytes; line += 64)
+                if (once)
+                    ask_once(near.ahead + step * ahead_bytes + line);
+                else
+                    __builtin_prefetch(near.ahead + step * ahead_bytes + line);
+            __m512bh w[VECTORS];
+            Weights::pairs(near.weights + step * Weights::BYTES, [&](int c, Words pairs) { w[c] = (__m512bh)pairs; });
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; ++r) {
+                const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
+#pragma GCC unroll 4
+                for (int c = 0; c < VECTORS; ++c)
+                    local[r][c] = (Floats)_mm512_dpbf16_ps((__m512)local[r][c], w[c], pair);
+            }
+        }
+        for (int r = 0; r < rows; ++r)
+            for (int c = 0; c < VECTORS; ++c) to.finish(r, c, local[r][c]);
     }
 };
 

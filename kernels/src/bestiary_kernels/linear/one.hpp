@@ -9,33 +9,31 @@
 
 namespace {
 
-#if defined(__AMX_BF16__)
-constexpr int64_t STEPS_OF_SUMS = tiles::STEPS;
-constexpr bool ADDS_APART = true;
-#else
-constexpr int64_t STEPS_OF_SUMS = NEAR_STEPS;
-constexpr bool ADDS_APART = false;
-#endif
+// A tile's, or so many that the inputs stay near as floats.
+template <class T> constexpr int64_t STEPS_OF_SUMS = Meeting<T>::ADDS_APART ? 16 : 32;
 
-// sums[64] += x[2 * steps] * weights; take(step, use) makes a step's weights wide, says use(c, pairs) of every vector c
-// of W outputs, and asks for what comes after it. Floats since AMX's processors take four times as long for a product of
-// pairs, where there is one.
-template <class Take> inline void multiply_one_row(const bf16* x, int64_t steps, Floats* sums, Take take) {
+// sums[64] += x[2 * steps] * weights; take(step, use) makes a step's weights wide, says use(c, first, second) of every
+// vector c of W outputs and its two inputs, and asks for what comes after it. Floats since AMX's processors take four
+// times as long for a product of pairs, where there is one.
+template <class T, class Take> inline void multiply_one_row(const T* x, int64_t steps, Floats* sums, Take take) {
+    constexpr bool apart = Meeting<T>::ADDS_APART;
     for (int64_t begin = 0, end; begin < steps; begin = end) {
-        end = smaller(steps, begin + STEPS_OF_SUMS);
-        float inputs[2 * STEPS_OF_SUMS];
-        over_vectors(2 * (end - begin), [&](int64_t i, int n) { store(inputs + i, load_up_to(x + 2 * begin + i, n)); });
+        end = smaller(steps, begin + STEPS_OF_SUMS<T>);
+        float inputs[2 * STEPS_OF_SUMS<T>];
+        over_vectors(2 * (end - begin), [&](int64_t i, int n) {
+            store_up_to(inputs + i, load_up_to(x + 2 * begin + i, n), n);
+        });
         Floats first[VECTORS] = {}, second[VECTORS] = {};
-        if (!ADDS_APART)
+        if (!apart)
             for (int c = 0; c < VECTORS; ++c) first[c] = sums[c];
         for (int64_t step = begin; step < end; ++step) {
             const float* const pair = inputs + 2 * (step - begin);
-            take(step, [&](int c, Words pairs) __attribute__((always_inline)) {
-                first[c] += one_of<0>(pairs) * pair[0];
-                (ADDS_APART ? second : first)[c] += one_of<1>(pairs) * pair[1];
+            take(step, [&](int c, Floats even, Floats odd) __attribute__((always_inline)) {
+                first[c] += even * pair[0];
+                (apart ? second : first)[c] += odd * pair[1];
             });
         }
-        for (int c = 0; c < VECTORS; ++c) sums[c] = ADDS_APART ? sums[c] + (first[c] + second[c]) : first[c];
+        for (int c = 0; c < VECTORS; ++c) sums[c] = apart ? sums[c] + (first[c] + second[c]) : first[c];
     }
 }
 

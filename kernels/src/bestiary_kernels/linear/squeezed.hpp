@@ -6,7 +6,7 @@
 // tile, whole.
 #pragma once
 
-#include "../simd.hpp"
+#include "../bytes.hpp"
 
 namespace {
 
@@ -33,24 +33,7 @@ constexpr int64_t AHEAD = 8192;
 
 inline int64_t tiles(int64_t steps) { return (steps + TILE - 1) / TILE; }
 
-#if defined(__AVX512F__)
-typedef __m512i Bytes;
-inline Bytes spread(__m128i sixteen) { return _mm512_broadcast_i32x4(sixteen); }
-inline Bytes look_up(Bytes table, Bytes codes) { return _mm512_shuffle_epi8(table, codes); }
-inline Bytes mixed_low(Bytes a, Bytes b) { return _mm512_unpacklo_epi8(a, b); }
-inline Bytes mixed_high(Bytes a, Bytes b) { return _mm512_unpackhi_epi8(a, b); }
-// a | (b & c), and a | (b & ~c).
-inline Bytes with_those(Bytes a, Bytes b, Bytes c) { return _mm512_ternarylogic_epi64(a, b, c, 0xf8); }
-inline Bytes with_others(Bytes a, Bytes b, Bytes c) { return _mm512_ternarylogic_epi64(a, b, c, 0xf4); }
-#else
-typedef __m256i Bytes;
-inline Bytes spread(__m128i sixteen) { return _mm256_broadcastsi128_si256(sixteen); }
-inline Bytes look_up(Bytes table, Bytes codes) { return _mm256_shuffle_epi8(table, codes); }
-inline Bytes mixed_low(Bytes a, Bytes b) { return _mm256_unpacklo_epi8(a, b); }
-inline Bytes mixed_high(Bytes a, Bytes b) { return _mm256_unpackhi_epi8(a, b); }
-inline Bytes with_those(Bytes a, Bytes b, Bytes c) { return a | (b & c); }
-inline Bytes with_others(Bytes a, Bytes b, Bytes c) { return a | (b & ~c); }
-#endif
+using namespace bytes;
 
 // The upper and the lower byte of a bfloat16 that exponents bring, for each code.
 struct Tables {

@@ -2,36 +2,44 @@
 //
 // A matrix is a line of blocks of 64 outputs, in each the inputs two by two (a step). A source says how many steps shall
 // be near at a time, brings them, and settles what a sum means. Sums go through the inputs in their order, whatever the
-// number of rows, and are cut where the threads' pieces are, so that a row comes out alike in any company. Included after
-// activation/cpu.cpp, whose `activated` it uses.
+// number of rows, and are cut where the threads' pieces are, so that a row comes out alike in any company. Rows of float32
+// meet the same weights. Included after activation/cpu.cpp, whose `activated` it uses.
 #pragma once
 
 #include "meet.hpp"
 
 namespace {
 
+// What a source says whose weights are what they stand for.
+struct Unscaled {
+    static int64_t end_of_scales(int64_t) { return INT64_MAX; }
+    static GoOn to(Sums* sums, int64_t, int64_t) { return {sums}; }
+    static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
+};
+
 // All rows in groups of nearly equal size: each reads the weights that the one before has brought near.
-template <class Source>
-inline void multiply_groups(const Source& source, int64_t block, const bf16* x, int64_t x_stride, int64_t rows,
+template <class Source, class T>
+inline void multiply_groups(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
                             int64_t from, int64_t to, Sums* sums) {
-    const int64_t groups = (rows + GROUP_ROWS - 1) / GROUP_ROWS, most = Source::near_steps(rows);
+    constexpr int64_t group_rows = Meeting<T>::GROUP_ROWS;
+    const int64_t groups = (rows + group_rows - 1) / group_rows, most = Source::near_steps(rows);
     alignas(64) char room[Source::ROOM_STEPS * Wide::BYTES];
     if constexpr (Source::HAS_ONE)
-        if (rows == 1) return source.multiply_one(block, x, from, to, sums[0]);
-    Meeting meeting;
+        if (rows == 1) return source.multiply_one(block, x, from, to, sums);
+    Meeting<T> meeting;
     for (int64_t begin = from, end; begin < to; begin = end) {
-        end = smaller(to, begin + most);
-        const Near near = source.bring(block, begin, end, USES_FEW && groups == 1, room);
+        end = smaller(to, smaller(begin + most, source.end_of_scales(begin)));
+        const Near near = source.bring(block, begin, end, Meeting<T>::USES_FEW && groups == 1, room);
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
             meeting.template add<Source>(near, {x + first * x_stride + 2 * begin, x_stride, some}, end - begin,
-                                         {group == 0, groups == 1}, sums + first);
+                                         {group == 0, groups == 1}, source.to(sums + first, block, begin));
         }
     }
 }
 
-template <class Source>
-inline void write_block(const Source& source, int64_t block, const Sums* sums, int64_t rows, bf16* y) {
+template <class Source, class T>
+inline void write_block(const Source& source, int64_t block, const Sums* sums, int64_t rows, T* y) {
     const auto& call = source.call;
     const int64_t first = block * COLUMNS;
     for (int c = 0; c < VECTORS; ++c) {
@@ -39,7 +47,7 @@ inline void write_block(const Source& source, int64_t block, const Sums* sums, i
         const int n = int(smaller<int64_t>(W, call.outputs - column));
         if (n <= 0) return;
         Floats bias{};
-        if (call.bias) bias = load_up_to((const bf16*)call.bias + column, n);
+        if (call.bias) bias = load_up_to((const T*)call.bias + column, n);
         for (int64_t r = 0; r < rows; ++r)
             store_up_to(y + r * call.outputs + column, source.settled(sums[r], c, column) + bias, n);
     }
@@ -58,8 +66,8 @@ inline int64_t pieces_of(int64_t steps) {
 
 // The weight is one line of blocks x K/2 steps, cut evenly into pieces, a few for each thread: a core that another
 // program borrows delays one piece. A block that a cut divides is finished after the loop.
-template <class Source>
-inline int multiply_few(const Source& source, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
+template <class Source, class T>
+inline int multiply_few(const Source& source, const T* x, int64_t x_stride, T* y, int64_t rows) {
     const auto& call = source.call;
     const int64_t steps = call.inputs / 2, blocks = (call.outputs + COLUMNS - 1) / COLUMNS, total = steps * blocks;
     const int64_t pieces = pieces_of(total);
@@ -103,8 +111,8 @@ inline int multiply_few(const Source& source, const bf16* x, int64_t x_stride, b
 }
 
 // Any number of rows, in passes of nearly equal size.
-template <class Source>
-inline int multiply_any_rows(const Source& source, const bf16* x, int64_t x_stride, bf16* y, int64_t rows) {
+template <class Source, class T>
+inline int multiply_any_rows(const Source& source, const T* x, int64_t x_stride, T* y, int64_t rows) {
     if (rows < 0) return BAD_ROW;
     const int64_t passes = (rows + MOST_ROWS - 1) / MOST_ROWS;
     for (int64_t pass = 0; pass < passes; ++pass) {

@@ -38,8 +38,9 @@ def dequantise(codes_NK: Tensor, scales_NG: Tensor, group: int = 32) -> Tensor:
 
 
 def _check(weight_NK: Tensor, bits: int, group: int) -> None:
-    if weight_NK.dim() != 2 or not weight_NK.is_floating_point():
-        raise ValueError(f"quantise: weight {weight_NK.dtype} {tuple(weight_NK.shape)} must be floating point [N, K]")
+    if weight_NK.dim() != 2 or not weight_NK.is_floating_point() or not weight_NK.shape[1]:
+        shape = tuple(weight_NK.shape)
+        raise ValueError(f"quantise: weight {weight_NK.dtype} {shape} must be floating point [N, K], K not 0")
     if bits not in (4, 8) or (bits == 4 and group not in _GROUPS):
         raise ValueError(f"quantise: {bits} bits in groups of {group}; there are 8, and 4 in groups of {_GROUPS}")
 
@@ -62,6 +63,8 @@ class QuantisedLinear:
         self.dtype, self.bits, self.group = weight_NK.dtype, bits, group
         self.bias = None if bias_N is None else bias_N.detach().contiguous()
         self.form = "blocks" if weight_NK.is_cpu and gpu.kernels("quantised", weight_NK) is None else "rows"
+        kernels = library.native(weight_NK)
+        self._in_pairs = kernels is not None and kernels.has_pairs
         self._codes, self._scales = self._quantised(weight_NK.detach().contiguous())
         self._call = _CALL.pack(
             self._codes.data_ptr(),
@@ -81,7 +84,7 @@ class QuantisedLinear:
             parts = [self._part(some) for some in torch.split(weight_NK, _SOME)]
             codes, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
             return codes, scales
-        shape = reference.packed_shape(self.outputs, self.inputs, self.bits)
+        shape = reference.packed_shape(self.outputs, self.inputs, self.bits, self._in_pairs)
         codes = lasting(shape, torch.int8 if self.bits == 8 else torch.uint8)
         groups, scale = (1, torch.float32) if self.bits == 8 else (-(-self.inputs // self.group), torch.bfloat16)
         scales = torch.empty(shape[0], groups, reference.COLUMNS, dtype=scale)
@@ -99,12 +102,17 @@ class QuantisedLinear:
             library.fail("QuantisedLinear", failed)
         return codes, scales
 
+    def _is_for(self, kernels: library.Kernels) -> bool:
+        """Whether the codes lie as these kernels read them."""
+        lies = self.form == "blocks" and self._in_pairs is kernels.has_pairs
+        return lies and self.dtype in library.IS_BF16
+
     def _part(self, weight_NK: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and scales of some outputs, as they shall lie."""
         codes, scales = reference.quantise(weight_NK, self.bits, self.group)
         if self.form == "rows":
             return reference.pack_rows(codes, self.bits, self.group), scales.contiguous()
-        return reference.pack(codes, self.bits), reference.pack_scales(scales)
+        return reference.pack(codes, self.bits, self._in_pairs), reference.pack_scales(scales)
 
     @staticmethod
     def size(outputs: int, inputs: int, bits: int = 8, group: int = 32) -> int:
@@ -132,7 +140,7 @@ class QuantisedLinear:
         kernels = library.native(x_TK)
         if rows == 0 or (library.is_traced(x_TK) and not torch.compiler.is_compiling()):
             return x_TK.new_empty(rows, self.outputs)
-        if kernels is None or self.form == "rows" or self.dtype not in library.IS_BF16:
+        if kernels is None or not self._is_for(kernels):
             product = _operator if library.is_traced(x_TK) else _slowly
             return product(x_TK, self._codes, self._scales, self.bias, self.outputs, self.bits, self.group)
         x = functional.pad(x_TK, (0, 1)) if inputs % 2 else x_TK.contiguous()

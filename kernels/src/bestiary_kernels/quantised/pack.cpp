@@ -1,5 +1,5 @@
-// Rounds a weight to whole numbers and lays them as cpu.cpp reads them. What it gives is the reference's, bit by bit.
-#include "../simd.hpp"
+// Rounds a weight to whole numbers and lays them as codes.hpp says. What it gives is the reference's, bit by bit.
+#include "codes.hpp"
 
 namespace {
 namespace quantised {
@@ -44,18 +44,24 @@ template <class T> void round_all(const T* from, int64_t n, float scale, float b
     });
 }
 
-// One output of a block of 64; `row` has room for its codes and the zero behind an odd number of them.
-template <class T> void pack_row8(const Source& to, int64_t output, const T* from, int8_t* row) {
+// Puts the codes of one output of a block of 64 in their places, where zeros are.
+template <int bits> void lay(const Source& to, int64_t output, const int8_t* row) {
+    const Place place = Codes<bits>::place(int(output % 64));
+    constexpr int mask = (1 << bits) - 1;
+    uint8_t* at = (uint8_t*)to.codes + output / 64 * to.steps() * Codes<bits>::BYTES + place.byte;
+    for (int64_t step = 0; step < to.steps(); ++step, at += Codes<bits>::BYTES)
+        for (int i = 0; i < 2; ++i) at[i * place.second] |= uint8_t((row[2 * step + i] & mask) << place.shift);
+}
+
+// `row` has room for an output's codes and the zero behind an odd number of them.
+template <class T> void round_row8(const Source& to, int64_t output, const T* from, int8_t* row) {
     const uint32_t most = largest_magnitude(from, to.inputs);
     const float scale = read_as<float>(&most) / 127.0f;
     ((float*)to.scales)[output] = scale;
     round_all(from, to.inputs, scale, -127.0f, 127.0f, row);
-    char* const at = (char*)to.codes + (output / 64 * to.steps() * 64 + output % 64) * 2;
-    for (int64_t step = 0; step < to.steps(); ++step) memcpy(at + step * 128, row + 2 * step, 2);
 }
 
-// Of the two bytes of an output and an input code j is half a byte: that of output 16 j + c.
-template <class T> void pack_row4(const Source& to, int64_t output, const T* from, int8_t* row) {
+template <class T> void round_row4(const Source& to, int64_t output, const T* from, int8_t* row) {
     const int64_t groups = (to.inputs + to.group - 1) / to.group, block = output / 64;
     bf16* const scales = (bf16*)to.scales + block * groups * 64 + output % 64;
     for (int64_t g = 0; g < groups; ++g) {
@@ -69,15 +75,11 @@ template <class T> void pack_row4(const Source& to, int64_t output, const T* fro
         scales[g * 64] = rounded[0];
         round_all(some, n, to_float(rounded[0]), -8.0f, 7.0f, row + g * to.group);
     }
-    const int code = int(output % 64 / 16), column = int(output % 16), shift = code % 2 * 4;
-    uint8_t* const at = (uint8_t*)to.codes + block * to.steps() * 64 + column * 4 + code / 2;
-    for (int64_t step = 0; step < to.steps(); ++step)
-        for (int i = 0; i < 2; ++i) at[step * 64 + 2 * i] |= uint8_t((row[2 * step + i] & 15) << shift);
 }
 
 template <class T, int bits> int pack(const Source& to) {
     const int64_t blocks = (to.outputs + 63) / 64, groups = (to.inputs + to.group - 1) / to.group;
-    const int64_t code_bytes = to.steps() * (bits == 8 ? 128 : 64), scale_bytes = bits == 8 ? 256 : groups * 128;
+    const int64_t code_bytes = to.steps() * Codes<bits>::BYTES, scale_bytes = bits == 8 ? 256 : groups * 128;
     int8_t* const rows = (int8_t*)scratch(size_t(blocks * 2 * to.steps()));
     if (!rows) return NO_MEMORY;
     share(blocks, 1, to.outputs * to.inputs > 65536, [&](int64_t block) {
@@ -88,9 +90,10 @@ template <class T, int bits> int pack(const Source& to) {
         for (int64_t output = block * 64; output < smaller(to.outputs, block * 64 + 64); ++output) {
             const T* const from = (const T*)to.weight + output * to.inputs;
             if constexpr (bits == 8)
-                pack_row8(to, output, from, row);
+                round_row8(to, output, from, row);
             else
-                pack_row4(to, output, from, row);
+                round_row4(to, output, from, row);
+            lay<bits>(to, output, row);
         }
     });
     return OK;
@@ -99,7 +102,7 @@ template <class T, int bits> int pack(const Source& to) {
 }  // namespace quantised
 }  // namespace
 
-// weight [N, K] to codes [blocks of 64, steps of two inputs, 64, 2] and scales [blocks, groups, 64]; see cpu.cpp.
+// weight [N, K] to codes [blocks of 64, steps of two inputs, ...] and scales [blocks, groups, 64]; see codes.hpp.
 EXPORT(int, quantise)(int is_bf16, int bits, const void* weight, void* codes, void* scales, int64_t outputs,
                       int64_t inputs, int64_t group) {
     const quantised::Source to{weight, codes, scales, outputs, inputs, group};

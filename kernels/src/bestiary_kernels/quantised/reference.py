@@ -53,30 +53,46 @@ def dequantise(codes_NK: Tensor, scales_NG: Tensor, group: int) -> Tensor:
     return codes_NK * scales_NG.float().repeat_interleave(group, 1)[:, :inputs]
 
 
-def packed_shape(outputs: int, inputs: int, bits: int) -> tuple[int, ...]:
+def packed_shape(outputs: int, inputs: int, bits: int, in_pairs: bool) -> tuple[int, ...]:
     """What `pack` makes of codes [outputs, inputs]."""
     blocks, steps = -(-outputs // COLUMNS), -(-inputs // 2)
-    return (blocks, steps, COLUMNS, 2) if bits == 8 else (blocks, steps, 16, 2, 2)
+    if bits == 8:
+        return (blocks, steps, COLUMNS, 2) if in_pairs else (blocks, steps, 2, COLUMNS)
+    return (blocks, steps, 16, 2, 2) if in_pairs else (blocks, steps, COLUMNS // 2, 2)
 
 
-def pack(codes_NK: Tensor, bits: int) -> Tensor:
-    """Codes as the C++ product reads them: int8 [B, S, 64, 2], or bytes [B, S, 16, 2, 2] of two codes of 4 bits.
+def pack(codes_NK: Tensor, bits: int, in_pairs: bool) -> Tensor:
+    """Codes as the C++ product reads them, in the form for machines that multiply pairs of bfloat16 or for the others.
 
-    Of the 4 codes in the two bytes that belong to output c and input i, number j is that of output 16 j + c.
+    8 bits: int8 [B, S, 64, 2], or [B, S, 2, 64]. 4 bits: bytes of two codes, the lower half first. For pairs
+    [B, S, 16, 2, 2]: of the 4 codes in the two bytes that belong to output c and input i, number j is that of output
+    16 j + c. Else [B, S, 32, 2]: outputs c and 32 + c, and of every 16 bytes' outputs the second and third four change
+    places.
     """
     outputs, inputs = codes_NK.shape
     whole = functional.pad(codes_NK, (0, inputs % 2, 0, -outputs % COLUMNS))
+    steps = whole.shape[1] // 2
     if bits == 8:
-        return whole.view(-1, COLUMNS, whole.shape[1] // 2, 2).transpose(1, 2).contiguous()
-    codes = whole.view(torch.uint8).view(-1, 2, 2, 16, whole.shape[1] // 2, 2)
-    return _two_in_one(codes[:, :, 0], codes[:, :, 1]).permute(0, 3, 2, 4, 1).contiguous()
+        by_step = whole.view(-1, COLUMNS, steps, 2).transpose(1, 2)
+        return by_step.contiguous() if in_pairs else by_step.transpose(2, 3).contiguous()
+    codes = whole.view(torch.uint8)
+    if in_pairs:
+        codes = codes.view(-1, 2, 2, 16, steps, 2)
+        return _two_in_one(codes[:, :, 0], codes[:, :, 1]).permute(0, 3, 2, 4, 1).contiguous()
+    codes = codes.view(-1, 2, 2, 2, 2, 4, steps, 2)
+    return _two_in_one(codes[:, 0], codes[:, 1]).permute(0, 5, 1, 3, 2, 4, 6).flatten(2, 5).contiguous()
 
 
 def unpack(packed: Tensor, bits: int, outputs: int, inputs: int) -> Tensor:
     """The codes int8 [N, K] that `pack` was given; of some blocks alone, where there are fewer than N needs."""
     if bits == 8:
-        return packed.transpose(1, 2).flatten(2).flatten(0, 1)[:outputs, :inputs]
-    codes = torch.stack(_one_by_one(packed.permute(0, 4, 2, 1, 3)), 2)
+        by_step = packed if packed.shape[3] == 2 else packed.transpose(2, 3)
+        return by_step.transpose(1, 2).flatten(2).flatten(0, 1)[:outputs, :inputs]
+    if packed.dim() == 5:
+        codes = torch.stack(_one_by_one(packed.permute(0, 4, 2, 1, 3)), 2)
+    else:
+        fours = packed.view(*packed.shape[:2], 2, 2, 2, 4, 2).permute(0, 2, 4, 3, 5, 1, 6)
+        codes = torch.stack(_one_by_one(fours), 1)
     return codes.reshape(-1, 2 * packed.shape[1])[:outputs, :inputs]
 
 
