@@ -160,6 +160,14 @@ def _variants() -> tuple[str, ...]:
     return tuple(name for name in VARIANTS[: level + 1] if hasattr(_library, f"bestiary_{name}_add_rms_norm"))
 
 
+def _best() -> str:
+    """The variant that is fastest here, or the reference."""
+    if _library is None or not _available:
+        return "reference"
+    best = VARIANTS[int(_library.bestiary_best_level())]
+    return best if best in _available else _available[-1]
+
+
 def _choose(wanted: str) -> Kernels | None:
     """The kernels that a value of BESTIARY_KERNELS asks for; None is the reference.
 
@@ -167,10 +175,10 @@ def _choose(wanted: str) -> Kernels | None:
     """
     if wanted not in CHOICES:
         raise ValueError(f"{VARIABLE}={wanted!r} is unknown; choose one of {', '.join(CHOICES)}")
-    if wanted == "reference" or (wanted == "auto" and not _available):
-        return None
     if wanted == "auto":
-        wanted = _available[-1]
+        wanted = _best()
+    if wanted == "reference":
+        return None
     if wanted not in _available or _library is None:
         why = _absence or f"this machine or build has {', '.join(_available)}"
         raise RuntimeError(f"{VARIABLE}={wanted} cannot be used: {why}")
@@ -225,10 +233,9 @@ def fail(operation: str, status: int) -> NoReturn:
 def status() -> Status:
     """Describe the backend in use."""
     runtimes = openmp_runtimes()
-    best = _available[-1] if _available else "reference"
     backend = _active.variant if _active else "reference"
     reason = _absence
-    if not reason and backend != best:
+    if not reason and backend != _best():
         reason = f"{VARIABLE}={_forced}" if _forced != "auto" else "switched by the program"
     return Status(
         backend, ("reference", *_available), runtimes[0] if runtimes else None, torch.get_num_threads(), reason
