@@ -1,4 +1,4 @@
-"""llama.cpp on a bf16 GGUF: its bare eval loop and numpy's argmax; the variant `python` is the package's own call."""
+"""llama.cpp on a GGUF: its bare eval loop and numpy's argmax; the variant `python` is the package's own call."""
 
 import time
 
@@ -46,7 +46,10 @@ def _bare_loop(options: Options) -> Generate:
 
     options.imported()
     lc.llama_backend_init()
-    model = lc.llama_model_load_from_file(options.model.encode(), lc.llama_model_default_params())
+    params = lc.llama_model_default_params()
+    # Its products of few bits on AMX end with a segmentation fault (version 0.3.36).
+    params.use_extra_bufts = not (options.variant.startswith("q") and b"AMX_INT8 = 1" in lc.llama_print_system_info())
+    model = lc.llama_model_load_from_file(options.model.encode(), params)
     if not model:
         raise SystemExit(f"llama.cpp cannot load {options.model}")
     vocab_size = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))

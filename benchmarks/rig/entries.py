@@ -18,6 +18,8 @@ NAMES = {
     "vllm-eager": ("vllm", "eager"),
     "llamacpp": ("llamacpp", ""),
     "llamacpp-python": ("llamacpp", "python"),
+    "llamacpp-q8_0": ("llamacpp", "q8_0"),
+    "llamacpp-q4_0": ("llamacpp", "q4_0"),
     "transformers": ("transformers", ""),
     "transformers-static": ("transformers", "static"),
 }
@@ -65,7 +67,7 @@ def entries(options: argparse.Namespace, model: Model, sizes: Sizes, names: list
 def _entry(name: str, options: argparse.Namespace, model: Model, sizes: Sizes) -> Entry:
     program, variant = NAMES[name]
     arguments = {
-        "model": gguf(model) if program == "llamacpp" else model.folder,
+        "model": gguf(model, variant) if program == "llamacpp" else model.folder,
         "max-len": sizes.max_len,
         "max-seqs": sizes.max_seqs,
         "max-batched-tokens": sizes.max_batched_tokens,
@@ -113,13 +115,23 @@ def _python(program: str) -> str:
     return str(python)
 
 
-def gguf(model: Model) -> Path:
-    """The model as llama.cpp reads it, written once."""
-    path = ENVS / "models" / f"{model.folder.name}-{model.stored_bytes}.bf16.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        script = Path(__file__).resolve().parent.parent / "to_gguf.py"
-        unfinished = path.with_suffix(".part")
-        subprocess.run([_python("llamacpp"), str(script), str(model.folder), str(unfinished)], check=True)
-        unfinished.rename(path)
-    return path
+def gguf(model: Model, variant: str = "") -> Path:
+    """The model as llama.cpp reads it, written once; of a variant's few bits, where it names some."""
+    stem = ENVS / "models" / f"{model.folder.name}-{model.stored_bytes}"
+    wide = Path(f"{stem}.bf16.gguf")
+    _written(wide, "to_gguf.py", str(model.folder))
+    if not variant.startswith("q"):
+        return wide
+    few = Path(f"{stem}.{variant}.gguf")
+    _written(few, "quantise_gguf.py", str(wide), variant)
+    return few
+
+
+def _written(path: Path, script: str, source: str, *more: str) -> None:
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    program = Path(__file__).resolve().parent.parent / script
+    unfinished = path.with_suffix(".part")
+    subprocess.run([_python("llamacpp"), str(program), source, str(unfinished), *more], check=True)
+    unfinished.rename(path)
