@@ -1,6 +1,4 @@
-"""Write a GGUF with weights of few bits, as llama.cpp rounds them: quantise_gguf.py BF16 OUT TYPE. Runs in the llamacpp
-environment.
-"""
+"""Write a GGUF of few bits from one of bf16: quantise_gguf.py BF16 OUT TYPE. Runs in the llamacpp environment."""
 
 import argparse
 import ctypes

@@ -34,7 +34,7 @@ KINDS = {PLAIN: None, SQUEEZED: None, "int8": "int8", "int4": "int4"}
 Rate = Callable[[list[list[int]], int], float]
 """Tokens a second, of prompts and so many new tokens."""
 PEERS = {"int8": "llamacpp-q8_0", "int4": "llamacpp-q4_0"}
-"""Of as many bits."""
+"""The peer with as many bits, of each kind that has one."""
 
 
 def main() -> None:

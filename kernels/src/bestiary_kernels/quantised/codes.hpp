@@ -97,7 +97,7 @@ template <> struct Codes<4> {
 
 #else
 
-// What takes pairs of bfloat16, of floats that are no longer.
+// What takes the weights of the two inputs as pairs of bfloat16, of floats whose lower halves are zeros.
 template <class Use> inline auto as_pairs(Use use) {
     return [use](int c, Floats first, Floats second)
                __attribute__((always_inline)) { use(c, (Words)first >> 16 | (Words)second); };
