@@ -128,6 +128,26 @@ def test_a_tied_table_is_counted_and_stored_once(folder: Path) -> None:
     assert model.num_parameters(describe(vocabulary, tied=tied)) == tables * vocabulary * WIDTH + LAYERS * layer + WIDTH
 
 
+@pytest.mark.parametrize("shard", [None, 0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_second_copy_of_a_tied_table_must_say_the_same(
+    tmp_path: Path, shard: int | None, dtype: torch.dtype, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder, mesh = (
+        tiny_checkpoint(tmp_path, "X", layers=LAYERS, tied=True),
+        Mesh(0, 1, shard or 0, 1 if shard is None else 2),
+    )
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folder / "model.safetensors")
+    build(folder, mesh, dtype)
+    assert not recwarn.list
+    tensors["lm_head.weight"][[0, -1]] += 1  # a row of each shard
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.warns(RuntimeWarning, match="the table is used, and the head is not"):
+        build(folder, mesh, dtype)
+
+
 def test_describing_makes_no_tensor() -> None:
     assert list(describe(100, tied=False).parameters()) == []
 

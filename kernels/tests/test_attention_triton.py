@@ -23,14 +23,15 @@ def _on_triton() -> Iterator[None]:
         yield
 
 
-def run(batch: Batch) -> Tensor:
+def run(batch: Batch, sinks: Tensor | None = None) -> Tensor:
     out = torch.full(batch.q.shape, float("nan"), dtype=batch.q.dtype)
-    return paged_attention(*batch.arguments(), out=out)
+    return paged_attention(*batch.arguments(), sinks=sinks, out=out)
 
 
-def assert_near(y: Tensor, batch: Batch, tolerance: float = 1e-5) -> None:
+def assert_near(y: Tensor, batch: Batch, tolerance: float = 1e-5, sinks: Tensor | None = None) -> None:
     wide = replace(batch, q=batch.q.float(), k_cache=batch.k_cache.float(), v_cache=batch.v_cache.float())
-    torch.testing.assert_close(y.float(), reference.paged_attention(*wide.arguments()), rtol=0, atol=tolerance)
+    expected = reference.paged_attention(*wide.arguments(), sinks=sinks)
+    torch.testing.assert_close(y.float(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("processors", [1, 5, 40])
@@ -52,6 +53,16 @@ def test_a_list_has_room_for_every_cut(
     monkeypatch.setattr(triton, "_processors", lambda device: processors)
     batch = paged_batch(lengths, **FOLD)
     assert_near(run(batch), batch)
+
+
+@pytest.mark.parametrize("lengths", [[(1, 700), (1, 3)], [(30, 200), (1, 3)]])  # cut, and whole
+def test_a_sink_takes_its_share_of_a_row_once(lengths: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch) -> None:
+    from bestiary_kernels.attention import triton
+
+    monkeypatch.setattr(triton, "_processors", lambda device: 5)
+    batch = paged_batch(lengths, **(FOLD | {"kv_heads": 2}))
+    sinks = torch.tensor([1.0, 2.0, 3.0, -1.0, 4.0, 5.0])
+    assert_near(run(batch, sinks), batch, sinks=sinks)
 
 
 def test_more_sequences_than_are_counted_at_a_time() -> None:

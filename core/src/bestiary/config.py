@@ -122,13 +122,12 @@ class EngineConfig:
             "max_loras",
             "max_lora_rank",
             "max_cpu_loras",
+            "kv_cache_memory_bytes",
         ):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SettingError(f"{name}={value}: it must be at least 1")
         if self.max_logprobs < 0:
             raise SettingError(f"max_logprobs={self.max_logprobs}: it must be at least 0")
-        if self.kv_cache_memory_bytes is not None and self.kv_cache_memory_bytes < 1:
-            raise SettingError(f"kv_cache_memory_bytes={self.kv_cache_memory_bytes}: it must be at least 1")
         if not 0 < self.gpu_memory_utilization <= 1:
             raise SettingError(f"gpu_memory_utilization={self.gpu_memory_utilization}: it must be in (0, 1]")
         if not -(2**63) <= self.seed < 2**63:

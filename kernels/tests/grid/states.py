@@ -18,6 +18,13 @@ def strided(draw: Draw, tokens: int, width: int, *, dtype: torch.dtype, device: 
     return whole[:, before:]
 
 
+def _slots(draw: Draw, count: int, rows: int, columns: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[count, rows, columns] that hold nothing, dense, or the other way round with room between all of them."""
+    if draw.choice((True, True, False)):
+        return poisoned(count, rows, columns, dtype=dtype, device=device)
+    return poisoned(count, columns + 1, rows + 2, dtype=dtype, device=device).mT[:, :rows, :columns]
+
+
 @dataclass
 class Sequences:
     """What each has kept, where its tokens are, and the slots: all hold NaN but those that are to be read."""
@@ -31,12 +38,12 @@ class Sequences:
 
     @classmethod
     def drawn(
-        cls, draw: Draw, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, longest: int = 11
+        cls, draw: Draw, shape: tuple[int, int], dtype: torch.dtype, device: torch.device, longest: int = 11
     ) -> "Sequences":
         """Slots in any order; a sequence may write where it reads, and one that begins may have nothing to read."""
         counts = lengths(draw, 5, longest)
         fresh = [draw.choice((False, False, True)) for _ in counts]
-        states = poisoned(2 * len(counts) + 1, *shape, dtype=dtype, device=device)
+        states = _slots(draw, 2 * len(counts) + 1, *shape, dtype=dtype, device=device)
         order = torch.randperm(len(states), generator=torch.Generator().manual_seed(draw.integer(0, 2**31))).tolist()
         write = order[: len(counts)]
         read = [draw.choice((own, other)) for own, other in zip(write, order[len(counts) :], strict=False)]

@@ -1,5 +1,6 @@
 """The trunk of a decoder: embedding, a stack of layers, a last norm and the head. Knows no architecture."""
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -15,6 +16,13 @@ from bestiary.blocks.pooling import Pooler
 from bestiary.parallel import Mesh
 
 __all__ = ["Decoder", "Encoder", "Head", "Layers"]
+
+_NOT_TIED = (
+    "the checkpoint has a head that differs from the table of embeddings, and the model ties the two: the table is "
+    "used, and the head is not. If the head is meant, set tie_word_embeddings to false in config.json."
+)
+#: Rows of two tables that are compared at a time.
+_COMPARED = 4096
 
 
 class Encoder(Block):
@@ -59,6 +67,8 @@ class Head(Linear):
         super().__init__(width, vocabulary, "column", bias=bias)
         self.tied, self.softcap, self.unwritten = tied, softcap, unwritten
         self.vocabulary, self.over = vocabulary, "outputs"
+        #: This shard's rows of a tied table's second copy, as the checkpoint has them.
+        self._copy: Tensor | None = None
 
     def keep_tokens(self, mesh: Mesh) -> None:
         """This shard makes the logits of some of the tokens; the first one puts all shards' together."""
@@ -77,13 +87,24 @@ class Head(Linear):
         return {k: shape for k, shape in super().shapes().items() if not (self.tied and k == "weight")}
 
     def fill(self, part: str | None, suffix: str, tensor: Tensor, index: int | None) -> None:
-        """Some checkpoints store a tied table twice; the second copy says nothing new."""
-        if not (self.tied and suffix == "weight"):
+        """Some checkpoints store a tied table twice; the second copy should say nothing new, which `pack` looks at."""
+        if self.tied and suffix == "weight":
+            self._copy = self.own(part or "out", suffix, tensor)
+        else:
             super().fill(part, suffix, tensor, index)
 
     def pack(self, *, keep_rows: bool = False) -> None:
         """A tied table is read by the embedding too."""
+        copy, self._copy = self._copy, None
+        if copy is not None and not _are_alike(copy, self.weight):
+            warnings.warn(_NOT_TIED, RuntimeWarning, stacklevel=2)
         super().pack(keep_rows=keep_rows or self.tied)
+
+
+def _are_alike(copy: Tensor, table: Tensor) -> bool:
+    """Whether the copy, rounded as the table was, is the same; a few rows at a time, as it may be large."""
+    pairs = zip(copy.split(_COMPARED), table.split(_COMPARED), strict=False)
+    return copy.shape == table.shape and all(torch.equal(rows.to(kept), kept) for rows, kept in pairs)
 
 
 class Decoder(Block):

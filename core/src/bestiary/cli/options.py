@@ -18,24 +18,17 @@ if TYPE_CHECKING:
     from bestiary.llm import LLM
     from bestiary.sampling.params import SamplingParams
 
-__all__ = ["AsJson", "EngineFlags", "MediaFlags", "Model", "ModelFlags", "Quantization", "SamplingFlags", "System"]
+__all__ = ["AsJson", "EngineFlags", "MediaFlags", "Model", "ModelFlags", "SamplingFlags", "System", "flag"]
 
 
-def _flag(about: str) -> Parameter:
+def flag(about: str) -> Parameter:
+    """A flag with that help, without a negative form, whose default goes without saying."""
     return Parameter(help=about, negative="", show_default=False)
 
 
 Model = Annotated[str, Parameter(help="Folder, owner/name, modelscope:owner/name, or demo.")]
-Quantization = Annotated[
-    str | None,
-    Parameter(
-        name=("--quantization", "-q"),
-        help="int8 or int4: how the layers' matrices are stored; without it as --dtype says.",
-        show_default=False,
-    ),
-]
-AsJson = Annotated[bool, _flag("As JSON, for programs.")]
-System = Annotated[str | None, _flag("What the model is told before the conversation.")]
+AsJson = Annotated[bool, flag("As JSON, for programs.")]
+System = Annotated[str | None, flag("What the model is told before the conversation.")]
 
 
 @Parameter(name="*")
@@ -43,12 +36,19 @@ System = Annotated[str | None, _flag("What the model is told before the conversa
 class ModelFlags:
     """Which model is meant, and how its numbers are stored."""
 
-    revision: Annotated[str | None, _flag("Branch, tag or commit of a hub's repository.")] = None
-    dtype: Annotated[str | None, _flag("auto, bfloat16, float16 or float32.")] = None
-    quantization: Quantization = None
-    device: Annotated[str | None, _flag("auto, cpu, cuda, cuda:1, ...")] = None
+    revision: Annotated[str | None, flag("Branch, tag or commit of a hub's repository.")] = None
+    dtype: Annotated[str | None, flag("auto, bfloat16, float16 or float32.")] = None
+    quantization: Annotated[
+        str | None,
+        Parameter(
+            name=("--quantization", "-q"),
+            help="int8 or int4: how the layers' matrices are stored; without it as --dtype says.",
+            show_default=False,
+        ),
+    ] = None
+    device: Annotated[str | None, flag("auto, cpu, cuda, cuda:1, ...")] = None
     plugin: Annotated[
-        tuple[str, ...], _flag("NAME=DIST: which distribution serves a name that several claim. May be repeated.")
+        tuple[str, ...], flag("NAME=DIST: which distribution serves a name that several claim. May be repeated.")
     ] = ()
 
     def settings(self) -> dict[str, Any]:
@@ -64,13 +64,13 @@ class ModelFlags:
 class EngineFlags(ModelFlags):
     """How the engine serves the model."""
 
-    tokenizer: Annotated[str | None, _flag("Take the tokenizer of another model, named as MODEL is.")] = None
-    load_format: Annotated[str | None, _flag("auto, or dummy: random weights, for measurements.")] = None
-    max_model_len: Annotated[int | None, _flag("Longest prompt plus answer, in tokens.")] = None
-    max_num_seqs: Annotated[int | None, _flag("Most answers in the making at once.")] = None
-    max_num_batched_tokens: Annotated[int | None, _flag("Most tokens of one step.")] = None
-    kv_cache_memory_bytes: Annotated[int | None, _flag("Size of the cache of keys and values.")] = None
-    gpu_memory_utilization: Annotated[float | None, _flag("Share of a GPU's memory to use.")] = None
+    tokenizer: Annotated[str | None, flag("Take the tokenizer of another model, named as MODEL is.")] = None
+    load_format: Annotated[str | None, flag("auto, or dummy: random weights, for measurements.")] = None
+    max_model_len: Annotated[int | None, flag("Longest prompt plus answer, in tokens.")] = None
+    max_num_seqs: Annotated[int | None, flag("Most answers in the making at once.")] = None
+    max_num_batched_tokens: Annotated[int | None, flag("Most tokens of one step.")] = None
+    kv_cache_memory_bytes: Annotated[int | None, flag("Size of the cache of keys and values.")] = None
+    gpu_memory_utilization: Annotated[float | None, flag("Share of a GPU's memory to use.")] = None
     tensor_parallel_size: Annotated[
         int | None,
         Parameter(name=("--tensor-parallel-size", "-tp"), help="Ranks that share every matrix.", show_default=False),
@@ -83,18 +83,18 @@ class EngineFlags(ModelFlags):
             show_default=False,
         ),
     ] = None
-    executor: Annotated[str | None, _flag("What starts the ranks: auto, mp (processes) or ray.")] = None
-    nnodes: Annotated[int | None, _flag("Hosts; the same command runs on each, with another --node-rank.")] = None
-    node_rank: Annotated[int | None, _flag("This host's number. 0 answers; the others serve it.")] = None
-    master_addr: Annotated[str | None, _flag("Address of node 0.")] = None
-    master_port: Annotated[int | None, _flag("Port of node 0 where the others come.")] = None
-    lora: Annotated[tuple[str, ...], _flag("NAME=FOLDER: a LoRA adapter to answer with.")] = ()
-    max_lora_rank: Annotated[int | None, _flag("Largest rank of an adapter.")] = None
+    executor: Annotated[str | None, flag("What starts the ranks: auto, mp (processes) or ray.")] = None
+    nnodes: Annotated[int | None, flag("Hosts; the same command runs on each, with another --node-rank.")] = None
+    node_rank: Annotated[int | None, flag("This host's number. 0 answers; the others serve it.")] = None
+    master_addr: Annotated[str | None, flag("Address of node 0.")] = None
+    master_port: Annotated[int | None, flag("Port of node 0 where the others come.")] = None
+    lora: Annotated[tuple[str, ...], flag("NAME=FOLDER: a LoRA adapter to answer with.")] = ()
+    max_lora_rank: Annotated[int | None, flag("Largest rank of an adapter.")] = None
     limit_mm_per_prompt: Annotated[
-        tuple[str, ...], _flag("NAME=NUMBER, such as image=2: the most items of a prompt. May be repeated.")
+        tuple[str, ...], flag("NAME=NUMBER, such as image=2: the most items of a prompt. May be repeated.")
     ] = ()
     allowed_media_domains: Annotated[
-        tuple[str, ...], _flag("A host from which media may be fetched. May be repeated.")
+        tuple[str, ...], flag("A host from which media may be fetched. May be repeated.")
     ] = ()
 
     def settings(self) -> dict[str, Any]:
@@ -153,9 +153,9 @@ class EngineFlags(ModelFlags):
 class MediaFlags:
     """What the question brings beside text: files or addresses, in this order."""
 
-    image: Annotated[tuple[str, ...], _flag("A picture's file or address. May be repeated.")] = ()
-    audio: Annotated[tuple[str, ...], _flag("A recording's file or address. May be repeated.")] = ()
-    video: Annotated[tuple[str, ...], _flag("A video's file or address. May be repeated.")] = ()
+    image: Annotated[tuple[str, ...], flag("A picture's file or address. May be repeated.")] = ()
+    audio: Annotated[tuple[str, ...], flag("A recording's file or address. May be repeated.")] = ()
+    video: Annotated[tuple[str, ...], flag("A video's file or address. May be repeated.")] = ()
 
     def named(self) -> list[tuple[str, str]]:
         """Modality and place of each."""
@@ -167,18 +167,18 @@ class MediaFlags:
 class SamplingFlags:
     """How tokens are chosen; what is not given comes from the model's generation_config.json."""
 
-    max_tokens: Annotated[int | None, _flag("Most tokens of an answer. Without it: until the model ends.")] = None
-    min_tokens: Annotated[int | None, _flag("No end before this many tokens.")] = None
-    temperature: Annotated[float | None, _flag("0 takes the most likely token, always.")] = None
-    top_p: Annotated[float | None, _flag("Draw among the likeliest tokens that reach this probability.")] = None
-    top_k: Annotated[int | None, _flag("Draw among this many tokens; 0: among all.")] = None
-    min_p: Annotated[float | None, _flag("Drop tokens less probable than this share of the likeliest.")] = None
-    repetition_penalty: Annotated[float | None, _flag("Above 1 disfavours tokens that occurred.")] = None
-    presence_penalty: Annotated[float | None, _flag("Above 0 favours tokens that are new to the answer.")] = None
-    frequency_penalty: Annotated[float | None, _flag("Above 0 disfavours tokens by their count.")] = None
-    seed: Annotated[int | None, _flag("The same seed gives the same text.")] = None
-    stop: Annotated[tuple[str, ...], _flag("Text that ends the answer. May be repeated.")] = ()
-    ignore_eos: Annotated[bool, _flag("Go on after the model's end token.")] = False
+    max_tokens: Annotated[int | None, flag("Most tokens of an answer. Without it: until the model ends.")] = None
+    min_tokens: Annotated[int | None, flag("No end before this many tokens.")] = None
+    temperature: Annotated[float | None, flag("0 takes the most likely token, always.")] = None
+    top_p: Annotated[float | None, flag("Draw among the likeliest tokens that reach this probability.")] = None
+    top_k: Annotated[int | None, flag("Draw among this many tokens; 0: among all.")] = None
+    min_p: Annotated[float | None, flag("Drop tokens less probable than this share of the likeliest.")] = None
+    repetition_penalty: Annotated[float | None, flag("Above 1 disfavours tokens that occurred.")] = None
+    presence_penalty: Annotated[float | None, flag("Above 0 favours tokens that are new to the answer.")] = None
+    frequency_penalty: Annotated[float | None, flag("Above 0 disfavours tokens by their count.")] = None
+    seed: Annotated[int | None, flag("The same seed gives the same text.")] = None
+    stop: Annotated[tuple[str, ...], flag("Text that ends the answer. May be repeated.")] = ()
+    ignore_eos: Annotated[bool, flag("Go on after the model's end token.")] = False
 
     def over(self, defaults: SamplingParams) -> SamplingParams:
         """The model's own parameters, with what was given on the command line. Raises RequestError."""

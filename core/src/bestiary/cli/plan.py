@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from bestiary.cli.options import AsJson, Model, Quantization
+from bestiary.cli.options import AsJson, Model, ModelFlags, flag
 from bestiary.cli.terminal import columns, one_line, print_json, size, stored
 from bestiary.errors import SettingError
-from bestiary.installed import preferences
 
 if TYPE_CHECKING:
     from bestiary.checkpoint import ConfigFile
@@ -37,38 +36,27 @@ _FORMULA = (
 )
 
 
-def _flag(about: str) -> Parameter:
-    return Parameter(help=about, negative="", show_default=False)
-
-
 @Parameter(name="*")
 @dataclass(frozen=True)
-class _Flags:
+class _Flags(ModelFlags):
     """Where the model would run, and what for."""
 
-    device: Annotated[str | None, _flag("h200, h100, ...; without it this machine (cpu).")] = None
-    tp: Annotated[int, _flag("Devices that share every matrix.")] = 1
-    pp: Annotated[int, _flag("Stages of a pipeline.")] = 1
+    device: Annotated[str | None, flag("h200, h100, ...; without it this machine (cpu).")] = None
+    tp: Annotated[int, flag("Devices that share every matrix.")] = 1
+    pp: Annotated[int, flag("Stages of a pipeline.")] = 1
     context: Annotated[
-        str | None, _flag("Tokens of each sequence, such as 32k; without it all that the model takes.")
+        str | None, flag("Tokens of each sequence, such as 32k; without it all that the model takes.")
     ] = None
-    batch: Annotated[int | None, _flag("Sequences that must fit at once.")] = None
-    memory: Annotated[str | None, _flag("Of a device, such as 80GiB.")] = None
-    bandwidth: Annotated[str | None, _flag("Of its memory, such as 3.35TB/s.")] = None
-    measure: Annotated[bool, _flag("Measure this machine's bandwidth.")] = False
-    gpu_memory_utilization: Annotated[float | None, _flag("Share of a GPU's memory to use.")] = None
-    dtype: Annotated[str | None, _flag("auto, bfloat16, float16 or float32.")] = None
-    quantization: Quantization = None
-    revision: Annotated[str | None, _flag("Branch, tag or commit of a hub's repository.")] = None
-    plugin: Annotated[
-        tuple[str, ...], _flag("NAME=DIST: which distribution serves a name that several claim. May be repeated.")
-    ] = ()
+    batch: Annotated[int | None, flag("Sequences that must fit at once.")] = None
+    memory: Annotated[str | None, flag("Of a device, such as 80GiB.")] = None
+    bandwidth: Annotated[str | None, flag("Of its memory, such as 3.35TB/s.")] = None
+    measure: Annotated[bool, flag("Measure this machine's bandwidth.")] = False
+    gpu_memory_utilization: Annotated[float | None, flag("Share of a GPU's memory to use.")] = None
 
     def settings(self) -> dict[str, Any]:
-        """The engine's settings that were given. Raises SettingError for a `plugin` that is not NAME=DIST."""
-        names = ("gpu_memory_utilization", "dtype", "quantization", "revision")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return given | ({"plugin": preferences(",".join(self.plugin))} if self.plugin else {})
+        """As for any model; the device is not this machine's, and what else is asked of it is no setting."""
+        given, names = super().settings(), ("gpu_memory_utilization", "dtype", "quantization", "revision", "plugin")
+        return {name: given[name] for name in names if name in given}
 
     def target(self) -> Device:
         """The device that is meant. Raises SettingError where it is not known or not described."""
