@@ -18,7 +18,8 @@ constexpr int SQUARE = 2 * ROWS;
 // Tile 0 to 3: sums; 4: sixteen pairs of each row, 5: sixteen steps of sixteen columns; 6 and 7: of steps that are left.
 // Their numbers stand in the code since they become part of the instructions.
 
-// GCC's intrinsics do not say that they read memory: what was written there is so from here on.
+// GCC's intrinsics do not say that they read memory: what was written there is so from here on, and what is yet to be
+// written is not before.
 inline void is_written(const void* at) { __asm__ volatile("" ::"r"(at) : "memory"); }
 
 // The shapes of the tiles, which the processor keeps until they are released.
@@ -27,8 +28,9 @@ class Shapes {
     ~Shapes() {
         if (rows) _tile_release();
     }
-    void set(int64_t rows_now, int64_t left_now) {
-        if (rows == rows_now && left == left_now) return;
+    bool are(int64_t rows_now, int64_t left_now) const { return rows == rows_now && left == left_now; }
+    void set(int64_t rows_now, int64_t left_now) {  // what is in the tiles is gone, where they change
+        if (are(rows_now, left_now)) return;
         rows = rows_now, left = left_now;
         struct alignas(64) Config {
             uint8_t palette, start, reserved[14];
@@ -80,23 +82,32 @@ struct Operands {
         }                                                   \
     } while (0)
 
-// sums[row][column] += rows[row] * columns over `steps` steps, for `tiles` times 16 columns, after or without a zero;
-// `ahead` asks for what comes after a step. The shapes fit.
-template <int tiles, class Ahead>
-inline void multiply(const Operands& of, int64_t steps, bool from_zero, Ahead ahead) {
+// The sums of `tiles` times 16 columns: from memory, or zeros.
+template <int tiles> inline void load_sums(const char* sums, int64_t row_bytes) {
+    is_written(sums);
+    _tile_loadd(0, sums, row_bytes);
+    if constexpr (tiles > 1) _tile_loadd(1, sums + 64, row_bytes);
+    if constexpr (tiles > 2) _tile_loadd(2, sums + 128, row_bytes);
+    if constexpr (tiles > 3) _tile_loadd(3, sums + 192, row_bytes);
+}
+template <int tiles> inline void clear_sums() {
+    _tile_zero(0);
+    if constexpr (tiles > 1) _tile_zero(1);
+    if constexpr (tiles > 2) _tile_zero(2);
+    if constexpr (tiles > 3) _tile_zero(3);
+}
+template <int tiles> inline void store_sums(char* sums, int64_t row_bytes) {
+    _tile_stored(0, sums, row_bytes);
+    if constexpr (tiles > 1) _tile_stored(1, sums + 64, row_bytes);
+    if constexpr (tiles > 2) _tile_stored(2, sums + 128, row_bytes);
+    if constexpr (tiles > 3) _tile_stored(3, sums + 192, row_bytes);
+}
+
+// Such sums += the products of rows and columns over `steps` steps; `ahead` asks for what comes after a step. The shapes
+// fit.
+template <int tiles, class Ahead> inline void add_products(const Operands& of, int64_t steps, Ahead ahead) {
     const char *x = of.rows, *w = of.columns;
-    is_written(of.sums), is_written(x), is_written(w);
-    if (from_zero) {
-        _tile_zero(0);
-        if constexpr (tiles > 1) _tile_zero(1);
-        if constexpr (tiles > 2) _tile_zero(2);
-        if constexpr (tiles > 3) _tile_zero(3);
-    } else {
-        _tile_loadd(0, of.sums, of.sum_bytes);
-        if constexpr (tiles > 1) _tile_loadd(1, of.sums + 64, of.sum_bytes);
-        if constexpr (tiles > 2) _tile_loadd(2, of.sums + 128, of.sum_bytes);
-        if constexpr (tiles > 3) _tile_loadd(3, of.sums + 192, of.sum_bytes);
-    }
+    is_written(x), is_written(w);
     int64_t step = 0;
     for (; step + STEPS <= steps; step += STEPS, x += 64, w += STEPS * of.step_bytes) {
         for (int i = 0; i < STEPS; ++i) ahead(step + i);
@@ -106,13 +117,21 @@ inline void multiply(const Operands& of, int64_t steps, bool from_zero, Ahead ah
         for (; step < steps; ++step) ahead(step);
         MEET_ON_TILES(6, 7);
     }
-    _tile_stored(0, of.sums, of.sum_bytes);
-    if constexpr (tiles > 1) _tile_stored(1, of.sums + 64, of.sum_bytes);
-    if constexpr (tiles > 2) _tile_stored(2, of.sums + 128, of.sum_bytes);
-    if constexpr (tiles > 3) _tile_stored(3, of.sums + 192, of.sum_bytes);
+    is_written(w);
 }
 
 #undef MEET_ON_TILES
+
+// All of it: sums that lie in memory, after or without a zero.
+template <int tiles, class Ahead>
+inline void multiply(const Operands& of, int64_t steps, bool from_zero, Ahead ahead) {
+    if (from_zero)
+        clear_sums<tiles>();
+    else
+        load_sums<tiles>(of.sums, of.sum_bytes);
+    add_products<tiles>(of, steps, ahead);
+    store_sums<tiles>(of.sums, of.sum_bytes);
+}
 
 // sums[32][32] (+)= rows[32] * columns[32] over whole tiles of steps: each tile that is loaded meets two. The shapes are
 // those of whole tiles.

@@ -12,6 +12,8 @@ namespace {
 constexpr int COLUMNS = 64, VECTORS = COLUMNS / W;
 // Rows that the registers hold beside a block's weights, and rows that one call takes.
 constexpr int TOGETHER_ROWS = 6, MOST_ROWS = 64;
+// Steps that the first group of rows meets at a time where it does not wait for all that shall be near: a tile's.
+constexpr int64_t PIECE_STEPS = 16;
 typedef Floats Sums[VECTORS];
 
 // Vectors of outputs that the registers hold sums of for so many rows.
@@ -59,9 +61,10 @@ struct Scaled {
     void finish(int row, int c, Floats sum) const { sums[row][c] += sum * scales[c]; }
 };
 
-// Of a source's steps, whether the rows are the first that read them, and whether they are the only ones.
+// Of a source's steps, whether the rows are the first that read them, and whether they are the only ones; and whether
+// with these steps the turn of these rows begins, and whether it ends.
 struct Turn {
-    bool is_first, is_only;
+    bool is_first, is_only, begins, ends;
 };
 
 // One input after the other, each weight a float in a register.
@@ -69,6 +72,7 @@ template <class T> class Meeting {
   public:
     static constexpr int GROUP_ROWS = TOGETHER_ROWS;
     static constexpr int64_t NEAR_STEPS = 32;  // 8 KiB, in the first cache beside the rows
+    static constexpr bool IN_PIECES = false;   // whether the first group meets some steps before the others are near
     static constexpr bool USES_FEW = false;    // whether a source has something for few rows alone
     static constexpr bool ADDS_APART = false;  // whether the first and the second inputs have sums of their own
 
@@ -126,7 +130,10 @@ template <> class Meeting<bf16> {
   public:
     static constexpr int GROUP_ROWS = tiles::ROWS;
     static constexpr int64_t NEAR_STEPS = 512;  // 128 KiB, in the second cache from the first group of rows on
-    static constexpr bool USES_FEW = false, ADDS_APART = true;
+    static constexpr bool IN_PIECES = true, USES_FEW = false, ADDS_APART = true;
+
+    // A group's sums stay in the tiles from one step to the next, and few steps come near at a time: else the processor
+    // would not make some wide while the tiles multiply others, and memory would rest meanwhile.
 
     template <class Source, class To>
     void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) {
@@ -135,19 +142,26 @@ template <> class Meeting<bf16> {
                 for (int line = 0; line < Source::AHEAD_BYTES; line += 64)
                     ask_once(near.ahead + step * Source::AHEAD_BYTES + line);
         };
-        const auto multiply = [&](Sums* sums) {
-            shapes.set(rows.count, steps % tiles::STEPS);
-            tiles::multiply<VECTORS>({(const char*)rows.x, rows.stride * 2, near.weights, Wide::BYTES, (char*)sums,
-                                      sizeof(Sums)},
-                                     steps, To::FROM_ZERO, ahead);
-        };
+        const int64_t left = steps % tiles::STEPS;
+        tiles::Operands of{(const char*)rows.x, rows.stride * 2, near.weights, Wide::BYTES, nullptr, sizeof(Sums)};
         if constexpr (To::FROM_ZERO) {
             alignas(64) Sums local[tiles::ROWS];
-            multiply(local);
+            of.sums = (char*)local;
+            shapes.set(rows.count, left);
+            tiles::multiply<VECTORS>(of, steps, true, ahead);
             for (int r = 0; r < rows.count; ++r)
                 for (int c = 0; c < VECTORS; ++c) to.finish(r, c, local[r][c]);
         } else {
-            multiply(to.sums);
+            char* const sums = (char*)to.sums;
+            bool stand = !turn.begins;  // in the tiles, of the steps before
+            if (stand && !shapes.are(rows.count, left)) {
+                tiles::store_sums<VECTORS>(sums, sizeof(Sums));
+                stand = false;
+            }
+            shapes.set(rows.count, left);
+            if (!stand) tiles::load_sums<VECTORS>(sums, sizeof(Sums));
+            tiles::add_products<VECTORS>(of, steps, ahead);
+            if (turn.ends) tiles::store_sums<VECTORS>(sums, sizeof(Sums));
         }
     }
 
@@ -161,7 +175,7 @@ template <> class Meeting<bf16> {
   public:
     static constexpr int GROUP_ROWS = TOGETHER_ROWS;
     static constexpr int64_t NEAR_STEPS = 512;
-    static constexpr bool USES_FEW = true, ADDS_APART = false;
+    static constexpr bool IN_PIECES = false, USES_FEW = true, ADDS_APART = false;
 
     template <class Source, class To>
     void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) const {

@@ -17,24 +17,36 @@ struct Unscaled {
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
 };
 
-// All rows in groups of nearly equal size: each reads the weights that the one before has brought near.
+// All rows in groups of nearly equal size: the first meets the weights as they come near, the others while they are.
 template <class Source, class T>
 inline void multiply_groups(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
                             int64_t from, int64_t to, Sums* sums) {
     constexpr int64_t group_rows = Meeting<T>::GROUP_ROWS;
-    const int64_t groups = (rows + group_rows - 1) / group_rows, most = Source::near_steps(rows);
+    const int64_t groups = (rows + group_rows - 1) / group_rows;
+    // Where a sum is scaled its parts are the same for any number of rows.
+    constexpr bool in_pieces = Meeting<T>::IN_PIECES && !decltype(source.to(sums, block, from))::FROM_ZERO;
+    const int64_t most = in_pieces && groups == 1 ? INT64_MAX / 2 : Source::near_steps(rows);
+    const int64_t piece = in_pieces ? PIECE_STEPS : most;
     alignas(64) char room[Source::ROOM_STEPS * Wide::BYTES];
     if constexpr (Source::HAS_ONE)
         if (rows == 1) return source.multiply_one(block, x, from, to, sums);
     Meeting<T> meeting;
+    const auto meet = [&](Near near, int64_t group, int64_t at, int64_t next, Turn turn) {
+        const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
+        meeting.template add<Source>(near, {x + first * x_stride + 2 * at, x_stride, some}, next - at, turn,
+                                     source.to(sums + first, block, at));
+    };
     for (int64_t begin = from, end; begin < to; begin = end) {
         end = smaller(to, smaller(begin + most, source.end_of_scales(begin)));
-        const Near near = source.bring(block, begin, end, Meeting<T>::USES_FEW && groups == 1, room);
-        for (int64_t group = 0; group < groups; ++group) {
-            const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
-            meeting.template add<Source>(near, {x + first * x_stride + 2 * begin, x_stride, some}, end - begin,
-                                         {group == 0, groups == 1}, source.to(sums + first, block, begin));
+        Near all{};
+        for (int64_t at = begin, next; at < end; at = next) {
+            next = smaller(end, at + piece);
+            char* const free = room + (groups > 1 ? at - begin : 0) * Wide::BYTES;
+            const Near near = source.bring(block, at, next, Meeting<T>::USES_FEW && groups == 1, free);
+            if (at == begin) all = near;
+            meet(near, 0, at, next, {true, groups == 1, at == begin, next == end});
         }
+        for (int64_t group = 1; group < groups; ++group) meet(all, group, begin, end, {false, false, true, true});
     }
 }
 

@@ -16,7 +16,7 @@ struct QuantisedCall {
 namespace quantised {
 
 // Bytes that are asked for ahead of their use: a room comes while the rows take their turns over the one before.
-constexpr int64_t AHEAD = 4096;
+constexpr int64_t AHEAD = 4096, NEAR = 1024;
 
 // The codes of a matrix that rows of T meet.
 template <int bits, class T> struct Matrix {
@@ -80,7 +80,10 @@ template <int bits, class T> struct Matrix {
 
   private:
     static void ask(const char* at) {
-        for (int line = 0; line < Few::BYTES; line += 64) ask_once(at + AHEAD + line);
+        for (int line = 0; line < Few::BYTES; line += 64) {
+            ask_once(at + AHEAD + line);
+            if (HAS_ONE) __builtin_prefetch(at + NEAR + line);
+        }
     }
 };
 
