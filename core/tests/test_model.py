@@ -133,10 +133,8 @@ def test_a_tied_table_is_counted_and_stored_once(folder: Path) -> None:
 def test_a_second_copy_of_a_tied_table_must_say_the_same(
     tmp_path: Path, shard: int | None, dtype: torch.dtype, recwarn: pytest.WarningsRecorder
 ) -> None:
-    folder, mesh = (
-        tiny_checkpoint(tmp_path, "X", layers=LAYERS, tied=True),
-        Mesh(0, 1, shard or 0, 1 if shard is None else 2),
-    )
+    folder = tiny_checkpoint(tmp_path, "X", layers=LAYERS, tied=True)
+    mesh = Mesh() if shard is None else Mesh(shard=shard, shards=2)
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, folder / "model.safetensors")

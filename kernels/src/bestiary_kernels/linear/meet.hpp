@@ -134,7 +134,6 @@ template <> class Meeting<bf16> {
 
     // A group's sums stay in the tiles from one step to the next, and few steps come near at a time: else the processor
     // would not make some wide while the tiles multiply others, and memory would rest meanwhile.
-
     template <class Source, class To>
     void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) {
         const auto ahead = [&](int64_t step) {

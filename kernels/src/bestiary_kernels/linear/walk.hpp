@@ -17,13 +17,14 @@ struct Unscaled {
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
 };
 
-// All rows in groups of nearly equal size: the first meets the weights as they come near, the others while they are.
+// All rows, at least one, in groups of nearly equal size: the first meets the weights as they come near, the others while they are.
 template <class Source, class T>
 inline void multiply_groups(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
                             int64_t from, int64_t to, Sums* sums) {
     constexpr int64_t group_rows = Meeting<T>::GROUP_ROWS;
     const int64_t groups = (rows + group_rows - 1) / group_rows;
-    // Where a sum is scaled its parts are the same for any number of rows.
+    // Where a sum is scaled its parts are the same for any number of rows. A group alone has no end of near steps: each
+    // piece takes the room of the one before.
     constexpr bool in_pieces = Meeting<T>::IN_PIECES && !decltype(source.to(sums, block, from))::FROM_ZERO;
     const int64_t most = in_pieces && groups == 1 ? INT64_MAX / 2 : Source::near_steps(rows);
     const int64_t piece = in_pieces ? PIECE_STEPS : most;

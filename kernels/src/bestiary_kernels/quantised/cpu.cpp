@@ -15,7 +15,8 @@ struct QuantisedCall {
 
 namespace quantised {
 
-// Bytes that are asked for ahead of their use: a room comes while the rows take their turns over the one before.
+// How far ahead codes are asked for, so that a room comes while the rows take their turns over the one before; and once
+// more for the first cache, by the kernels that read them there byte by byte.
 constexpr int64_t AHEAD = 4096, NEAR = 1024;
 
 // The codes of a matrix that rows of T meet.
