@@ -17,7 +17,8 @@ struct Unscaled {
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
 };
 
-// All rows, at least one, in groups of nearly equal size: the first meets the weights as they come near, the others while they are.
+// All rows, at least one, in groups of nearly equal size: the first meets the weights as they come near, the others
+// while they are.
 template <class Source, class T>
 inline void multiply_groups(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
                             int64_t from, int64_t to, Sums* sums) {
