@@ -103,8 +103,8 @@ class Head(Linear):
 
 def _are_alike(copy: Tensor, table: Tensor) -> bool:
     """Whether the copy, rounded as the table was, is the same; a few rows at a time, as it may be large."""
-    pairs = zip(copy.split(_COMPARED), table.split(_COMPARED), strict=False)
-    return copy.shape == table.shape and all(torch.equal(rows.to(kept), kept) for rows, kept in pairs)
+    spans = (slice(at, at + _COMPARED) for at in range(0, len(table), _COMPARED))
+    return copy.shape == table.shape and all(torch.equal(copy[span].to(table), table[span]) for span in spans)
 
 
 class Decoder(Block):
