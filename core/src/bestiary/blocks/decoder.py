@@ -17,10 +17,7 @@ from bestiary.parallel import Mesh
 
 __all__ = ["Decoder", "Encoder", "Head", "Layers"]
 
-_NOT_TIED = (
-    "the checkpoint has a head that differs from the table of embeddings, and the model ties the two: the table is "
-    "used, and the head is not. If the head is meant, set tie_word_embeddings to false in config.json."
-)
+_NOT_TIED = "the stored head differs from the table it is tied to, and is not used (config.json: tie_word_embeddings)"
 #: Rows of two tables that are compared at a time.
 _COMPARED = 4096
 
