@@ -20,40 +20,48 @@ struct Packed : Unscaled {
     explicit Packed(const PackedCall& call) : call(call) {}
     static constexpr int AHEAD_BYTES = Wide::BYTES;
     static constexpr bool ALWAYS_AHEAD = true;
-    typedef Wide Few;
+    static constexpr int64_t AHEAD = 4096, NEAR_STEPS = Meeting<bf16>::NEAR_STEPS;
     static constexpr int64_t ROOM_STEPS = 1;  // none is used
-    static int64_t near_steps(int64_t) { return Meeting<bf16>::NEAR_STEPS; }
-    static constexpr bool HAS_ONE = false;  // a way of its own for one row
-    Near bring(int64_t block, int64_t first, int64_t, bool, char*) const {
-        const char* const at = (const char*)call.weight + (block * (call.inputs / 2) + first) * Wide::BYTES;
-        return {at, at + 4096};
+    const char* weights(int64_t block, int64_t step) const {
+        return (const char*)call.weight + (block * (call.inputs / 2) + step) * Wide::BYTES;
     }
+    Near bring(int64_t block, int64_t first, int64_t, char*) const {
+        const char* const at = weights(block, first);
+        return {at, at + AHEAD};
+    }
+    // One group at most: what is not coded is read by the next as by the first.
+    static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS > 1 ? TOGETHER_ROWS : 0;
+    struct Reader {
+        const char* at;
+        template <class Use> __attribute__((always_inline)) void pairs(Use use) {
+            for (int line = 0; line < Wide::BYTES; line += 64) ask_once(at + AHEAD + line);
+            Wide::pairs(at, use);
+            at += Wide::BYTES;
+        }
+    };
+    Reader reader(int64_t block, int64_t step) const { return {weights(block, step)}; }
 };
 
 #if defined(__AVX2__)
 
-// Or made wide in a room in the first cache: a tile for few rows, where widening itself asks for what comes next; two
-// for more, where it comes while the first group reads.
+// Or made wide: in registers for few rows, else in a room in the first cache; of one tile where widening itself is what
+// asks for what comes next, of two where that comes while the first group reads.
 struct Squeezed : Unscaled {
     const SqueezedCall& call;
     explicit Squeezed(const SqueezedCall& call) : call(call) {}
     squeezed::Tables tables{call.exponents};
     static constexpr int AHEAD_BYTES = squeezed::BYTES;
     static constexpr bool ALWAYS_AHEAD = false;
-    typedef Wide Few;
-    static constexpr bool HAS_ONE = !Meeting<bf16>::USES_FEW;
-    static constexpr int64_t FEW_ROWS = HAS_ONE ? MOST_ROWS : 2 * TOGETHER_ROWS, ROOM_STEPS = 2 * squeezed::TILE;
-    static int64_t near_steps(int64_t rows) { return rows <= FEW_ROWS ? squeezed::TILE : ROOM_STEPS; }
-    Near bring(int64_t block, int64_t first, int64_t end, bool, char* room) const {
+    static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS;
+    static constexpr int64_t NEAR_STEPS = (ALONE_ROWS == 1 ? 1 : 2) * squeezed::TILE, ROOM_STEPS = NEAR_STEPS;
+    Near bring(int64_t block, int64_t first, int64_t end, char* room) const {
         for (int64_t step = first, next; step < end; step = next) {
             next = smaller(end, (step / squeezed::TILE + 1) * squeezed::TILE);
             squeezed::widen(call, tables, block, step, next, room + (step - first) * Wide::BYTES);
         }
         return {room, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
     }
-    void multiply_one(int64_t block, const bf16* x, int64_t from, int64_t to, Sums* sums) const {
-        squeezed::multiply_one(call, tables, block, x, from, to, *sums);
-    }
+    squeezed::Reader reader(int64_t block, int64_t step) const { return {call, tables, block, step}; }
 };
 
 #endif

@@ -1,8 +1,8 @@
-// The product of one row with squeezed weights, straight from their codes.
+// Reads squeezed weights a step at a time, straight from their codes.
 #pragma once
 
 #include "squeezed.hpp"
-#include "one.hpp"
+#include "alone.hpp"
 
 #if defined(__AVX2__)
 
@@ -39,31 +39,41 @@ class Exceptions {
     int32_t at;
 };
 
-// How far ahead lines come to the second cache, and to the first.
-constexpr int64_t FAR = 4096, NEAR = 1536;
+// The steps of a block from one on, for rows of bfloat16.
+class Reader {
+  public:
+    Reader(const SqueezedCall& call, const Tables& tables, int64_t block, int64_t first)
+        : tables(tables), exceptions(call, block, first), step(first),
+          at((const char*)call.codes + (block * call.steps() + first) * BYTES) {}
 
-// sums[64] += x * the weights of a block's steps.
-inline void multiply_one(const SqueezedCall& call, const Tables& tables, int64_t block, const bf16* x, int64_t from,
-                         int64_t to, Floats* sums) {
-    const char* at = (const char*)call.codes + (block * call.steps() + from) * BYTES;
-    Exceptions exceptions(call, block, from);
-    alignas(64) uint16_t weights[WEIGHTS];
-    multiply_one_row(x + 2 * from, to - from, sums, [&](int64_t step, auto use) __attribute__((always_inline)) {
+    template <class Use> __attribute__((always_inline)) void pairs(Use use) {
         for (int line = 0; line < BYTES; line += 64) {
             ask_once(at + FAR + line);
-            __builtin_prefetch(at + NEAR + line);
+            if (ASKS_TWICE) __builtin_prefetch(at + NEAR + line);
         }
-        if (__builtin_expect(from + step == exceptions.next, 0)) {
+        if (__builtin_expect(step == exceptions.next, 0)) {
+            alignas(64) uint16_t weights[WEIGHTS];
             widen_step(at, tables, (char*)weights);
             exceptions.put(weights);
 #pragma GCC unroll 8
-            for (int c = 0; c < VECTORS; ++c) of_pairs(use)(c, read_as<Words>(weights + 2 * c * W));
+            for (int c = 0; c < VECTORS; ++c) use(c, read_as<Words>(weights + 2 * c * W));
         } else {
-            decode(at, tables, of_pairs(use));
+            decode(at, tables, use);
         }
-        at += BYTES;
-    });
-}
+        at += BYTES, ++step;
+    }
+    template <class Use> __attribute__((always_inline)) void floats(Use use) { pairs(of_pairs(use)); }
+
+  private:
+    // How far ahead lines come to the second cache, and to the first.
+    static constexpr bool ASKS_TWICE = Alone<bf16>::ASKS_TWICE;
+    static constexpr int64_t FAR = ASKS_TWICE ? 4096 : AHEAD, NEAR = 1536;
+
+    const Tables tables;
+    Exceptions exceptions;
+    int64_t step;
+    const char* at;
+};
 
 }  // namespace squeezed
 }  // namespace

@@ -106,8 +106,7 @@ template <class Source, int halves> struct ManyRows {
         const int64_t each = over.end - over.first;
         for (int64_t i = 0; i < halves * each; ++i) {
             const int64_t block = over.first + i % each + i / each * blocks;
-            space.weights[i] =
-                source.bring(block, begin, end, false, space.room + i * block_steps * Wide::BYTES).weights;
+            space.weights[i] = source.bring(block, begin, end, space.room + i * block_steps * Wide::BYTES).weights;
         }
     }
 

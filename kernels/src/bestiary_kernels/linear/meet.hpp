@@ -61,10 +61,10 @@ struct Scaled {
     void finish(int row, int c, Floats sum) const { sums[row][c] += sum * scales[c]; }
 };
 
-// Of a source's steps, whether the rows are the first that read them, and whether they are the only ones; and whether
-// with these steps the turn of these rows begins, and whether it ends.
+// Of a source's steps, whether the rows are the first that read them; and whether with these steps the turn of these
+// rows begins, and whether it ends.
 struct Turn {
-    bool is_first, is_only, begins, ends;
+    bool is_first, begins, ends;
 };
 
 // One input after the other, each weight a float in a register.
@@ -73,7 +73,6 @@ template <class T> class Meeting {
     static constexpr int GROUP_ROWS = TOGETHER_ROWS;
     static constexpr int64_t NEAR_STEPS = 32;  // 8 KiB, in the first cache beside the rows
     static constexpr bool IN_PIECES = false;   // whether the first group meets some steps before the others are near
-    static constexpr bool USES_FEW = false;    // whether a source has something for few rows alone
     static constexpr bool ADDS_APART = false;  // whether the first and the second inputs have sums of their own
 
     // to += x * weights, in `steps` steps of two inputs.
@@ -130,7 +129,7 @@ template <> class Meeting<bf16> {
   public:
     static constexpr int GROUP_ROWS = tiles::ROWS;
     static constexpr int64_t NEAR_STEPS = 512;  // 128 KiB, in the second cache from the first group of rows on
-    static constexpr bool IN_PIECES = true, USES_FEW = false, ADDS_APART = true;
+    static constexpr bool IN_PIECES = true, ADDS_APART = true;
 
     // A group's sums stay in the tiles from one step to the next, and few steps come near at a time: else the processor
     // would not make some wide while the tiles multiply others, and memory would rest meanwhile.
@@ -170,47 +169,23 @@ template <> class Meeting<bf16> {
 
 #elif defined(__AVX512BF16__)
 
-template <> class Meeting<bf16> {
-  public:
-    static constexpr int GROUP_ROWS = TOGETHER_ROWS;
-    static constexpr int64_t NEAR_STEPS = 512;
-    static constexpr bool IN_PIECES = false, USES_FEW = true, ADDS_APART = false;
-
-    template <class Source, class To>
-    void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) const {
-        if (turn.is_only)
-            group<typename Source::Few, Source::AHEAD_BYTES, true>(near, rows, steps, to);
-        else if (turn.is_first || Source::ALWAYS_AHEAD)
-            group<Wide, Source::AHEAD_BYTES, false>(near, rows, steps, to);
-        else
-            group<Wide, 0, false>(near, rows, steps, to);
-    }
-
-  private:
-    template <class Weights, int ahead_bytes, bool once, class To>
-    static void group(Near near, const Rows<bf16>& rows, int64_t steps, const To& to) {
-        with_known(rows.count, [&](auto known) {
-            block<Weights, decltype(known)::rows, ahead_bytes, once>(near, rows.x, rows.stride, steps, to);
-        });
-    }
-
-    template <class Weights, int rows, int ahead_bytes, bool once, class To>
-    static void block(Near near, const bf16* x, int64_t x_stride, int64_t steps, const To& to) {
+// to += x * the weights that a reader brings, of up to six rows: pairs(use) says use(c, pairs) of a step, then the next.
+template <class Reader, class To>
+inline void add_pairs(Reader from, const Rows<bf16>& all, int64_t steps, const To& to) {
+    with_known(all.count, [&](auto known) {
+        constexpr int rows = decltype(known)::rows;
+        Reader reader = from;
+        const bf16* const x = all.x;
+        const int64_t stride = all.stride;
         Floats local[rows][VECTORS];
         for (int r = 0; r < rows; ++r)
             for (int c = 0; c < VECTORS; ++c) local[r][c] = to.start(r, c);
         for (int64_t step = 0; step < steps; ++step) {
-#pragma GCC unroll 4
-            for (int line = 0; line < ahead_bytes; line += 64)
-                if (once)
-                    ask_once(near.ahead + step * ahead_bytes + line);
-                else
-                    __builtin_prefetch(near.ahead + step * ahead_bytes + line);
             __m512bh w[VECTORS];
-            Weights::pairs(near.weights + step * Weights::BYTES, [&](int c, Words pairs) { w[c] = (__m512bh)pairs; });
+            reader.pairs([&](int c, Words pairs) __attribute__((always_inline)) { w[c] = (__m512bh)pairs; });
 #pragma GCC unroll 8
             for (int r = 0; r < rows; ++r) {
-                const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * x_stride + 2 * step));
+                const __m512bh pair = (__m512bh)_mm512_set1_epi32(read_as<int>(x + r * stride + 2 * step));
 #pragma GCC unroll 4
                 for (int c = 0; c < VECTORS; ++c)
                     local[r][c] = (Floats)_mm512_dpbf16_ps((__m512)local[r][c], w[c], pair);
@@ -218,7 +193,33 @@ template <> class Meeting<bf16> {
         }
         for (int r = 0; r < rows; ++r)
             for (int c = 0; c < VECTORS; ++c) to.finish(r, c, local[r][c]);
+    });
+}
+
+template <> class Meeting<bf16> {
+  public:
+    static constexpr int GROUP_ROWS = TOGETHER_ROWS;
+    static constexpr int64_t NEAR_STEPS = 512;
+    static constexpr bool IN_PIECES = false, ADDS_APART = false;
+
+    template <class Source, class To>
+    void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) const {
+        if (turn.is_first || Source::ALWAYS_AHEAD)
+            add_pairs(Reader<Source::AHEAD_BYTES>{near}, rows, steps, to);
+        else
+            add_pairs(Reader<0>{near}, rows, steps, to);
     }
+
+  private:
+    template <int ahead_bytes> struct Reader {
+        Near near;
+        template <class Use> __attribute__((always_inline)) void pairs(Use use) {
+#pragma GCC unroll 4
+            for (int line = 0; line < ahead_bytes; line += 64) __builtin_prefetch(near.ahead + line);
+            Wide::pairs(near.weights, use);
+            near.weights += Wide::BYTES, near.ahead += ahead_bytes;
+        }
+    };
 };
 
 #endif

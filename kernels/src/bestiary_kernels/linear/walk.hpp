@@ -6,7 +6,7 @@
 // meet the same weights. Included after activation/cpu.cpp, whose `activated` it uses.
 #pragma once
 
-#include "meet.hpp"
+#include "alone.hpp"
 
 namespace {
 
@@ -17,6 +17,28 @@ struct Unscaled {
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
 };
 
+// Steps whose codes the first cache holds while groups of rows take their turns.
+constexpr int64_t TURN_STEPS = 32;
+
+// Few rows, in groups of nearly equal size: each in its turn meets some steps, or all where it is the only one. Where a
+// sum is scaled its parts are the same for any number of rows.
+template <class Source, class T>
+inline void multiply_alone(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
+                           int64_t from, int64_t to, Sums* sums) {
+    constexpr int64_t group_rows = Alone<T>::GROUP_ROWS;
+    constexpr bool is_scaled = decltype(source.to(sums, block, from))::FROM_ZERO;
+    const int64_t groups = (rows + group_rows - 1) / group_rows;
+    const int64_t most = is_scaled ? Source::NEAR_STEPS : groups == 1 ? INT64_MAX / 2 : TURN_STEPS;
+    for (int64_t begin = from, end; begin < to; begin = end) {
+        end = smaller(to, smaller(begin + most, source.end_of_scales(begin)));
+        for (int64_t group = 0; group < groups; ++group) {
+            const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
+            Alone<T>::add(source.reader(block, begin), {x + first * x_stride + 2 * begin, x_stride, some}, end - begin,
+                          source.to(sums + first, block, begin));
+        }
+    }
+}
+
 // All rows, at least one, in groups of nearly equal size: the first meets the weights as they come near, the others
 // while they are.
 template <class Source, class T>
@@ -24,14 +46,13 @@ inline void multiply_groups(const Source& source, int64_t block, const T* x, int
                             int64_t from, int64_t to, Sums* sums) {
     constexpr int64_t group_rows = Meeting<T>::GROUP_ROWS;
     const int64_t groups = (rows + group_rows - 1) / group_rows;
-    // Where a sum is scaled its parts are the same for any number of rows. A group alone has no end of near steps: each
-    // piece takes the room of the one before.
+    // A group alone has no end of near steps, where no sum is scaled: each piece takes the room of the one before.
     constexpr bool in_pieces = Meeting<T>::IN_PIECES && !decltype(source.to(sums, block, from))::FROM_ZERO;
-    const int64_t most = in_pieces && groups == 1 ? INT64_MAX / 2 : Source::near_steps(rows);
+    const int64_t most = in_pieces && groups == 1 ? INT64_MAX / 2 : Source::NEAR_STEPS;
     const int64_t piece = in_pieces ? PIECE_STEPS : most;
     alignas(64) char room[Source::ROOM_STEPS * Wide::BYTES];
-    if constexpr (Source::HAS_ONE)
-        if (rows == 1) return source.multiply_one(block, x, from, to, sums);
+    if constexpr (Source::ALONE_ROWS > 0)
+        if (rows <= Source::ALONE_ROWS) return multiply_alone(source, block, x, x_stride, rows, from, to, sums);
     Meeting<T> meeting;
     const auto meet = [&](Near near, int64_t group, int64_t at, int64_t next, Turn turn) {
         const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
@@ -44,11 +65,11 @@ inline void multiply_groups(const Source& source, int64_t block, const T* x, int
         for (int64_t at = begin, next; at < end; at = next) {
             next = smaller(end, at + piece);
             char* const free = room + (groups > 1 ? at - begin : 0) * Wide::BYTES;
-            const Near near = source.bring(block, at, next, Meeting<T>::USES_FEW && groups == 1, free);
+            const Near near = source.bring(block, at, next, free);
             if (at == begin) all = near;
-            meet(near, 0, at, next, {true, groups == 1, at == begin, next == end});
+            meet(near, 0, at, next, {true, at == begin, next == end});
         }
-        for (int64_t group = 1; group < groups; ++group) meet(all, group, begin, end, {false, false, true, true});
+        for (int64_t group = 1; group < groups; ++group) meet(all, group, begin, end, {false, true, true});
     }
 }
 

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "../bytes.hpp"
-#include "../linear/one.hpp"
+#include "../linear/alone.hpp"
 
 namespace {
 namespace quantised {

@@ -22,14 +22,14 @@ constexpr int64_t AHEAD = 4096, NEAR = 1024;
 // The codes of a matrix that rows of T meet.
 template <int bits, class T> struct Matrix {
     const QuantisedCall& call;
-    typedef Codes<bits> Few;
-    static constexpr int AHEAD_BYTES = Few::BYTES;
-    static constexpr bool ALWAYS_AHEAD = false, HAS_ONE = !Meeting<T>::USES_FEW;
-    static constexpr int64_t ROOM_STEPS = HAS_ONE ? 32 : 64;
-    static int64_t near_steps(int64_t rows) { return HAS_ONE || rows > TOGETHER_ROWS ? ROOM_STEPS : INT64_MAX / 2; }
+    typedef Codes<bits> Coded;
+    static constexpr int AHEAD_BYTES = Coded::BYTES;
+    static constexpr bool ALWAYS_AHEAD = false;
+    static constexpr int64_t ALONE_ROWS = Alone<T>::MOST_ROWS;
+    static constexpr int64_t NEAR_STEPS = ALONE_ROWS == 1 ? 32 : 64, ROOM_STEPS = NEAR_STEPS;
 
     const char* codes(int64_t block, int64_t step) const {
-        return (const char*)call.weight + (block * (call.inputs / 2) + step) * Few::BYTES;
+        return (const char*)call.weight + (block * (call.inputs / 2) + step) * Coded::BYTES;
     }
     // The step before which a sum is cut, since others have other scales.
     int64_t end_of_scales(int64_t step) const {
@@ -47,43 +47,39 @@ template <int bits, class T> struct Matrix {
         }
     }
     Floats settled(const Sums& sums, int vector, int64_t column) const {
-        const Floats sum = Few::in_order(sums, vector);
+        const Floats sum = Coded::in_order(sums, vector);
         return bits == 8 ? sum * load((const float*)call.scales + column) : sum;
     }
 
-    Near bring(int64_t block, int64_t first, int64_t end, bool few, char* room) const {
-        const char* at = codes(block, first);
-        if (few) return {at, at + AHEAD};
-        for (int64_t step = first; step < end; ++step, at += Few::BYTES) {
+    struct Reader {
+        const char* at;
+        template <class Use> __attribute__((always_inline)) void pairs(Use use) {
             ask(at);
-            char* const to = room + (step - first) * Wide::BYTES;
-            Few::pairs(at, [&](int c, Words pairs) __attribute__((always_inline)) {
-                memcpy(to + c * sizeof pairs, &pairs, sizeof pairs);
-            });
+            Coded::pairs(at, use);
+            at += Coded::BYTES;
         }
-        return {room, at};
-    }
-    void multiply_one(int64_t block, const T* x, int64_t from, int64_t to, Sums* sums) const {
-        const char* at = codes(block, from);
-        for (int64_t begin = from, end; begin < to; begin = end) {
-            end = smaller(to, smaller(begin + ROOM_STEPS, end_of_scales(begin)));
-            const auto into = this->to(sums, block, begin);
-            Floats local[VECTORS];
-            for (int c = 0; c < VECTORS; ++c) local[c] = into.start(0, c);
-            multiply_one_row(x + 2 * begin, end - begin, local, [&](int64_t, auto use) __attribute__((always_inline)) {
-                ask(at);
-                Few::floats(at, use);
-                at += Few::BYTES;
-            });
-            for (int c = 0; c < VECTORS; ++c) into.finish(0, c, local[c]);
+        template <class Use> __attribute__((always_inline)) void floats(Use use) {
+            ask(at);
+            Coded::floats(at, use);
+            at += Coded::BYTES;
         }
+    };
+    Reader reader(int64_t block, int64_t step) const { return {codes(block, step)}; }
+
+    Near bring(int64_t block, int64_t first, int64_t end, char* room) const {
+        Reader steps = reader(block, first);
+        for (int64_t step = first; step < end; ++step, room += Wide::BYTES)
+            steps.pairs([&](int c, Words pairs) __attribute__((always_inline)) {
+                memcpy(room + c * sizeof pairs, &pairs, sizeof pairs);
+            });
+        return {room - (end - first) * Wide::BYTES, steps.at};
     }
 
   private:
     static void ask(const char* at) {
-        for (int line = 0; line < Few::BYTES; line += 64) {
+        for (int line = 0; line < Coded::BYTES; line += 64) {
             ask_once(at + AHEAD + line);
-            if (HAS_ONE) __builtin_prefetch(at + NEAR + line);
+            if (Alone<T>::ASKS_TWICE) __builtin_prefetch(at + NEAR + line);
         }
     }
 };
