@@ -11,6 +11,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "threads.hpp"
 
@@ -249,9 +250,21 @@ inline void ask_once(const void* at) {
     else
         __builtin_prefetch(at, 0, 2);
 }
-// The same of a line that several rows read one after the other: a near cache keeps it, on AMD's machines the first.
+// Whether the first cache holds what is met and what shall be met next beside it: Zen 5's 48 KiB do. In Zen 4's 32 what
+// comes drives out what is there, and decode attention takes two fifths longer.
+inline bool has_large_first_cache() {
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    return sysconf(_SC_LEVEL1_DCACHE_SIZE) >= 48 << 10;
+#else
+    return false;
+#endif
+}
+
+// As `ask_once` of a line that several rows read one after the other: a near cache keeps it, on AMD's machines the first
+// where that is large.
+inline const bool COMES_FIRST = PASSES_BY && has_large_first_cache();
 inline void ask_ahead(const void* at) {
-    if (PASSES_BY)
+    if (COMES_FIRST)
         __builtin_prefetch(at);
     else
         __builtin_prefetch(at, 0, 2);
