@@ -1,9 +1,9 @@
 // The product of a few rows with a matrix of bfloat16 from a source: as it lies, or made wide when it is near.
 //
 // A matrix is a line of blocks of 64 outputs, in each the inputs two by two (a step). A source says how many steps shall
-// be near at a time, brings them, and settles what a sum means. Sums go through the inputs in their order, whatever the
-// number of rows, and are cut where the threads' pieces are, so that a row comes out alike in any company. Rows of float32
-// meet the same weights. Included after activation/cpu.cpp, whose `activated` it uses.
+// be near at a time and brings them, has a reader for few rows, and settles what a sum means. Sums go through the inputs
+// in their order, whatever the number of rows, and are cut where the threads' pieces are, so that a row comes out alike
+// in any company. Rows of float32 meet the same weights. Included after activation/cpu.cpp, whose `activated` it uses.
 #pragma once
 
 #include "alone.hpp"
