@@ -251,7 +251,7 @@ inline void ask_once(const void* at) {
         __builtin_prefetch(at, 0, 2);
 }
 // Whether the first cache holds what is met and what shall be met next beside it: Zen 5's 48 KiB do. In Zen 4's 32 what
-// comes drives out what is there, and decode attention takes two fifths longer.
+// comes drives out what is there, and decode attention takes half as long again.
 inline bool has_large_first_cache() {
 #if defined(_SC_LEVEL1_DCACHE_SIZE)
     return sysconf(_SC_LEVEL1_DCACHE_SIZE) >= 48 << 10;

@@ -1,7 +1,8 @@
 // How few rows meet weights that are made wide in registers only, to the bit as they meet those that are near.
 //
-// A reader brings a step of a block after the other, and asks memory for what comes later: pairs(use) says
-// use(c, pairs) of every vector c of W outputs, floats(use) says use(c, first, second).
+// A reader brings one step of a block after the other, and asks memory for what comes later: pairs(use) says
+// use(c, pairs) of every vector c of W outputs, floats(use) says use(c, first, second). Groups of rows take turns over
+// the same steps, each with a reader of its own (`multiply_alone` of walk.hpp).
 #pragma once
 
 #include "meet.hpp"

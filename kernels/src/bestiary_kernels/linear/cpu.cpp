@@ -29,7 +29,7 @@ struct Packed : Unscaled {
         const char* const at = weights(block, first);
         return {at, at + AHEAD};
     }
-    // One group at most: what is not coded is read by the next as by the first.
+    // A group by itself, where pairs are fast: nothing is made wide, so that groups in turns would win nothing.
     static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS > 1 ? TOGETHER_ROWS : 0;
     struct Reader {
         const char* at;
