@@ -18,48 +18,43 @@ struct PackedCall {
 struct Packed : Unscaled {
     const PackedCall& call;
     explicit Packed(const PackedCall& call) : call(call) {}
-    static constexpr int AHEAD_BYTES = Wide::BYTES;
-    static constexpr bool ALWAYS_AHEAD = true;
+    static constexpr int STEP_BYTES = Wide::BYTES;
+    static constexpr bool IS_WIDE = true, ALWAYS_AHEAD = true;
     static constexpr int64_t AHEAD = 4096, NEAR_STEPS = Meeting<bf16>::NEAR_STEPS;
-    static constexpr int64_t ROOM_STEPS = 1;  // none is used
-    const char* weights(int64_t block, int64_t step) const {
+    // None where one row alone would not gain: nothing is made wide.
+    static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS > 1 ? Alone<bf16>::MOST_ROWS : 0;
+    const char* codes(int64_t block, int64_t step) const {
         return (const char*)call.weight + (block * (call.inputs / 2) + step) * Wide::BYTES;
     }
     Near bring(int64_t block, int64_t first, int64_t, char*) const {
-        const char* const at = weights(block, first);
+        const char* const at = codes(block, first);
         return {at, at + AHEAD};
     }
-    // A group by itself, where pairs are fast: nothing is made wide, so that groups in turns would win nothing.
-    static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS > 1 ? TOGETHER_ROWS : 0;
-    struct Reader {
-        const char* at;
-        template <class Use> __attribute__((always_inline)) void pairs(Use use) {
-            for (int line = 0; line < Wide::BYTES; line += 64) ask_once(at + AHEAD + line);
-            Wide::pairs(at, use);
-            at += Wide::BYTES;
-        }
-    };
-    Reader reader(int64_t block, int64_t step) const { return {weights(block, step)}; }
+    WideReader reader(int64_t block, int64_t step) const { return {codes(block, step)}; }
 };
 
 #if defined(__AVX2__)
 
-// Or made wide: in registers for few rows, else in a room in the first cache; of one tile where widening itself is what
-// asks for what comes next, of two where that comes while the first group reads.
+// Or made wide: in registers, or a tile of them in a room in the first cache.
 struct Squeezed : Unscaled {
     const SqueezedCall& call;
     explicit Squeezed(const SqueezedCall& call) : call(call) {}
     squeezed::Tables tables{call.exponents};
-    static constexpr int AHEAD_BYTES = squeezed::BYTES;
-    static constexpr bool ALWAYS_AHEAD = false;
+    static constexpr int STEP_BYTES = squeezed::BYTES;
+    static constexpr bool IS_WIDE = false, ALWAYS_AHEAD = false;
     static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS;
-    static constexpr int64_t NEAR_STEPS = (ALONE_ROWS == 1 ? 1 : 2) * squeezed::TILE, ROOM_STEPS = NEAR_STEPS;
+    // How far ahead lines come to the second cache, and to the first.
+    static constexpr int64_t AHEAD = ALONE_ROWS == 1 ? 4096 : squeezed::AHEAD, NEAR = 1536;
+    static constexpr int64_t NEAR_STEPS = squeezed::TILE;
+    const char* codes(int64_t block, int64_t step) const {
+        return (const char*)call.codes + (block * call.steps() + step) * squeezed::BYTES;
+    }
     Near bring(int64_t block, int64_t first, int64_t end, char* room) const {
         for (int64_t step = first, next; step < end; step = next) {
             next = smaller(end, (step / squeezed::TILE + 1) * squeezed::TILE);
             squeezed::widen(call, tables, block, step, next, room + (step - first) * Wide::BYTES);
         }
-        return {room, (const char*)call.codes + (block * call.steps() + end) * squeezed::BYTES};
+        return {room, codes(block, end)};
     }
     squeezed::Reader reader(int64_t block, int64_t step) const { return {call, tables, block, step}; }
 };

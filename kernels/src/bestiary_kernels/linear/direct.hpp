@@ -47,10 +47,6 @@ class Reader {
           at((const char*)call.codes + (block * call.steps() + first) * BYTES) {}
 
     template <class Use> __attribute__((always_inline)) void pairs(Use use) {
-        for (int line = 0; line < BYTES; line += 64) {
-            ask_once(at + FAR + line);
-            if (ASKS_TWICE) __builtin_prefetch(at + NEAR + line);
-        }
         if (__builtin_expect(step == exceptions.next, 0)) {
             alignas(64) uint16_t weights[WEIGHTS];
             widen_step(at, tables, (char*)weights);
@@ -65,10 +61,6 @@ class Reader {
     template <class Use> __attribute__((always_inline)) void floats(Use use) { pairs(of_pairs(use)); }
 
   private:
-    // How far ahead lines come to the second cache, and to the first.
-    static constexpr bool ASKS_TWICE = Alone<bf16>::ASKS_TWICE;
-    static constexpr int64_t FAR = ASKS_TWICE ? 4096 : AHEAD, NEAR = 1536;
-
     const Tables tables;
     Exceptions exceptions;
     int64_t step;

@@ -84,7 +84,7 @@ template <class T> class Meeting {
             });
         with_known(rows.count, [&](auto known) {
             if (turn.is_first)
-                block<decltype(known)::rows, Source::AHEAD_BYTES>(near, steps, to);
+                block<decltype(known)::rows, Source::STEP_BYTES>(near, steps, to);
             else
                 block<decltype(known)::rows, 0>(near, steps, to);
         });
@@ -137,8 +137,8 @@ template <> class Meeting<bf16> {
     void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) {
         const auto ahead = [&](int64_t step) {
             if (Source::ALWAYS_AHEAD && turn.is_first)
-                for (int line = 0; line < Source::AHEAD_BYTES; line += 64)
-                    ask_once(near.ahead + step * Source::AHEAD_BYTES + line);
+                for (int line = 0; line < Source::STEP_BYTES; line += 64)
+                    ask_once(near.ahead + step * Source::STEP_BYTES + line);
         };
         const int64_t left = steps % tiles::STEPS;
         tiles::Operands of{(const char*)rows.x, rows.stride * 2, near.weights, Wide::BYTES, nullptr, sizeof(Sums)};
@@ -195,32 +195,6 @@ inline void add_pairs(Reader from, const Rows<bf16>& all, int64_t steps, const T
             for (int c = 0; c < VECTORS; ++c) to.finish(r, c, local[r][c]);
     });
 }
-
-template <> class Meeting<bf16> {
-  public:
-    static constexpr int GROUP_ROWS = TOGETHER_ROWS;
-    static constexpr int64_t NEAR_STEPS = 512;
-    static constexpr bool IN_PIECES = false, ADDS_APART = false;
-
-    template <class Source, class To>
-    void add(Near near, const Rows<bf16>& rows, int64_t steps, Turn turn, const To& to) const {
-        if (turn.is_first || Source::ALWAYS_AHEAD)
-            add_pairs(Reader<Source::AHEAD_BYTES>{near}, rows, steps, to);
-        else
-            add_pairs(Reader<0>{near}, rows, steps, to);
-    }
-
-  private:
-    template <int ahead_bytes> struct Reader {
-        Near near;
-        template <class Use> __attribute__((always_inline)) void pairs(Use use) {
-#pragma GCC unroll 4
-            for (int line = 0; line < ahead_bytes; line += 64) __builtin_prefetch(near.ahead + line);
-            Wide::pairs(near.weights, use);
-            near.weights += Wide::BYTES, near.ahead += ahead_bytes;
-        }
-    };
-};
 
 #endif
 

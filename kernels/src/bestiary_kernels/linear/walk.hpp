@@ -17,42 +17,46 @@ struct Unscaled {
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
 };
 
-// Steps whose codes the first cache holds while groups of rows take their turns.
-constexpr int64_t TURN_STEPS = 32;
-
-// Few rows, in groups of nearly equal size: each in its turn meets some steps, or all where it is the only one. Where a
-// sum is scaled its parts are the same for any number of rows.
+// Rows in groups of nearly equal size: each in its turn meets some steps, or all where it is the only one. Of many groups
+// the first keeps for the others what it makes wide. Where a sum is scaled its parts are the same for any number of rows.
 template <class Source, class T>
 inline void multiply_alone(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
                            int64_t from, int64_t to, Sums* sums) {
     constexpr int64_t group_rows = Alone<T>::GROUP_ROWS;
     constexpr bool is_scaled = decltype(source.to(sums, block, from))::FROM_ZERO;
+    constexpr bool may_keep = Alone<T>::MOST_ROWS > Alone<T>::MOST_EACH && !Source::IS_WIDE;
     const int64_t groups = (rows + group_rows - 1) / group_rows;
     const int64_t most = is_scaled ? Source::NEAR_STEPS : groups == 1 ? INT64_MAX / 2 : TURN_STEPS;
+    alignas(64) char room[may_keep ? TURN_STEPS * Wide::BYTES : 64];
     for (int64_t begin = from, end; begin < to; begin = end) {
         end = smaller(to, smaller(begin + most, source.end_of_scales(begin)));
         for (int64_t group = 0; group < groups; ++group) {
             const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
-            Alone<T>::add(source.reader(block, begin), {x + first * x_stride + 2 * begin, x_stride, some}, end - begin,
-                          source.to(sums + first, block, begin));
+            const auto ask = Alone<T>::template ask<Source>(source.codes(block, begin), end - begin, group, groups);
+            const auto meet = [&](auto reader) {
+                Alone<T>::add(Asking{reader, ask}, {x + first * x_stride + 2 * begin, x_stride, some}, end - begin,
+                              source.to(sums + first, block, begin));
+            };
+            const auto reader = source.reader(block, begin);
+            if (!may_keep || rows <= Alone<T>::MOST_EACH)
+                meet(reader);
+            else if constexpr (may_keep)
+                group == 0 ? meet(Keeping{reader, room}) : meet(WideReader{room});
         }
     }
 }
 
-// All rows, at least one, in groups of nearly equal size: the first meets the weights as they come near, the others
-// while they are.
+// Rows in groups of nearly equal size: the first meets the weights as they come near, the others while they are.
 template <class Source, class T>
-inline void multiply_groups(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
-                            int64_t from, int64_t to, Sums* sums) {
+inline void multiply_near(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
+                          int64_t from, int64_t to, Sums* sums) {
     constexpr int64_t group_rows = Meeting<T>::GROUP_ROWS;
     const int64_t groups = (rows + group_rows - 1) / group_rows;
     // A group alone has no end of near steps, where no sum is scaled: each piece takes the room of the one before.
     constexpr bool in_pieces = Meeting<T>::IN_PIECES && !decltype(source.to(sums, block, from))::FROM_ZERO;
     const int64_t most = in_pieces && groups == 1 ? INT64_MAX / 2 : Source::NEAR_STEPS;
     const int64_t piece = in_pieces ? PIECE_STEPS : most;
-    alignas(64) char room[Source::ROOM_STEPS * Wide::BYTES];
-    if constexpr (Source::ALONE_ROWS > 0)
-        if (rows <= Source::ALONE_ROWS) return multiply_alone(source, block, x, x_stride, rows, from, to, sums);
+    alignas(64) char room[Source::IS_WIDE ? 64 : Source::NEAR_STEPS * Wide::BYTES];
     Meeting<T> meeting;
     const auto meet = [&](Near near, int64_t group, int64_t at, int64_t next, Turn turn) {
         const int64_t first = rows * group / groups, some = rows * (group + 1) / groups - first;
@@ -71,6 +75,16 @@ inline void multiply_groups(const Source& source, int64_t block, const T* x, int
         }
         for (int64_t group = 1; group < groups; ++group) meet(all, group, begin, end, {false, true, true});
     }
+}
+
+// All rows, at least one.
+template <class Source, class T>
+inline void multiply_groups(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
+                            int64_t from, int64_t to, Sums* sums) {
+    if constexpr (Source::ALONE_ROWS > 0)
+        if (rows <= Source::ALONE_ROWS) return multiply_alone(source, block, x, x_stride, rows, from, to, sums);
+    if constexpr (Source::ALONE_ROWS < MOST_ROWS)
+        multiply_near(source, block, x, x_stride, rows, from, to, sums);
 }
 
 template <class Source, class T>

@@ -15,18 +15,17 @@ struct QuantisedCall {
 
 namespace quantised {
 
-// How far ahead codes are asked for, so that a room comes while the rows take their turns over the one before; and once
-// more for the first cache, by the kernels that read them there byte by byte.
-constexpr int64_t AHEAD = 4096, NEAR = 1024;
-
 // The codes of a matrix that rows of T meet.
 template <int bits, class T> struct Matrix {
     const QuantisedCall& call;
     typedef Codes<bits> Coded;
-    static constexpr int AHEAD_BYTES = Coded::BYTES;
-    static constexpr bool ALWAYS_AHEAD = false;
+    static constexpr int STEP_BYTES = Coded::BYTES;
+    static constexpr bool IS_WIDE = false, ALWAYS_AHEAD = false;
+    // How far ahead codes are asked for, so that a room comes while the rows take their turns over the one before; and
+    // once more for the first cache, by the kernels that read them there byte by byte.
+    static constexpr int64_t AHEAD = 4096, NEAR = 1024;
     static constexpr int64_t ALONE_ROWS = Alone<T>::MOST_ROWS;
-    static constexpr int64_t NEAR_STEPS = ALONE_ROWS == 1 ? 32 : 64, ROOM_STEPS = NEAR_STEPS;
+    static constexpr int64_t NEAR_STEPS = ALONE_ROWS == 1 ? 32 : TURN_STEPS;
 
     const char* codes(int64_t block, int64_t step) const {
         return (const char*)call.weight + (block * (call.inputs / 2) + step) * Coded::BYTES;
@@ -54,12 +53,10 @@ template <int bits, class T> struct Matrix {
     struct Reader {
         const char* at;
         template <class Use> __attribute__((always_inline)) void pairs(Use use) {
-            ask(at);
             Coded::pairs(at, use);
             at += Coded::BYTES;
         }
         template <class Use> __attribute__((always_inline)) void floats(Use use) {
-            ask(at);
             Coded::floats(at, use);
             at += Coded::BYTES;
         }
@@ -67,20 +64,12 @@ template <int bits, class T> struct Matrix {
     Reader reader(int64_t block, int64_t step) const { return {codes(block, step)}; }
 
     Near bring(int64_t block, int64_t first, int64_t end, char* room) const {
-        Reader steps = reader(block, first);
+        Asking steps{reader(block, first), AskTwice<Matrix>{codes(block, first)}};
         for (int64_t step = first; step < end; ++step, room += Wide::BYTES)
             steps.pairs([&](int c, Words pairs) __attribute__((always_inline)) {
                 memcpy(room + c * sizeof pairs, &pairs, sizeof pairs);
             });
-        return {room - (end - first) * Wide::BYTES, steps.at};
-    }
-
-  private:
-    static void ask(const char* at) {
-        for (int line = 0; line < Coded::BYTES; line += 64) {
-            ask_once(at + AHEAD + line);
-            if (Alone<T>::ASKS_TWICE) __builtin_prefetch(at + NEAR + line);
-        }
+        return {room - (end - first) * Wide::BYTES, steps.reader.at};
     }
 };
 
