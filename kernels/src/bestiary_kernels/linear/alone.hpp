@@ -60,8 +60,8 @@ template <class Source> struct AskTwice {
 // Intel's Instruction Set Reference says how TDPBF16PS sums: over the sixteen steps of a tile the first and the second
 // inputs apart, each fused, then both together, then with what the tiles before gave.
 template <class T> struct Alone {
-    // Rows of a group, of all groups that take their turns, and of those that each make the weights wide for themselves.
-    static constexpr int GROUP_ROWS = 1, MOST_ROWS = 1, MOST_EACH = 1;
+    // Rows of a group, and of all groups that take their turns.
+    static constexpr int GROUP_ROWS = 1, MOST_ROWS = 1;
 
     // What the reader of a group's turn, from these codes on, asks for.
     template <class Source> static AskTwice<Source> ask(const char* codes, int64_t, int64_t, int64_t) {
@@ -115,10 +115,9 @@ template <class Source> struct AskShare {
     }
 };
 
-// Groups whose sums the registers hold. To write wide weights and to read them again takes Zen 4, which does half a
-// register at a time, longer than to make them wide for each of three groups.
+// Groups whose sums the registers hold.
 template <> struct Alone<bf16> {
-    static constexpr int GROUP_ROWS = TOGETHER_ROWS, MOST_ROWS = ::MOST_ROWS, MOST_EACH = 3 * TOGETHER_ROWS;
+    static constexpr int GROUP_ROWS = TOGETHER_ROWS, MOST_ROWS = ::MOST_ROWS;
 
     // Of what the next turn reads each group asks for its share: were all asked for while the first group reads, memory
     // would rest during the turns of the others.

@@ -57,11 +57,11 @@ inline void decode_bytes(Words rest, Words codes, const Tables& tables, Words& l
 template <class Use>
 __attribute__((always_inline)) inline void decode(const char* at, const Tables& tables, Use use) {
     constexpr int parts = 64 / sizeof(Words);  // of half a step
-    const Words nibble = Words{} + 0x0f0f0f0fu;
+    const Words bits = Words{} + CODE_BITS;
 #pragma GCC unroll 2
     for (int part = 0; part < parts; ++part) {
         const Words both = read_as<Words>(at + WEIGHTS + part * sizeof(Words));
-        const Words codes[2] = {both & nibble, (both >> 4) & nibble};
+        const Words codes[2] = {both & bits, (both >> 4) & bits};
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
             Words near, far;

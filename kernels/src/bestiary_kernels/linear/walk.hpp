@@ -17,14 +17,15 @@ struct Unscaled {
     static Floats settled(const Sums& sums, int vector, int64_t) { return sums[vector]; }
 };
 
-// Rows in groups of nearly equal size: each in its turn meets some steps, or all where it is the only one. Of many groups
-// the first keeps for the others what it makes wide. Where a sum is scaled its parts are the same for any number of rows.
+// Rows in groups of nearly equal size: each in its turn meets some steps, or all where it is the only one. Of more rows
+// than `MOST_EACH` the first group keeps for the others what it makes wide. Where a sum is scaled its parts are the same
+// for any number of rows.
 template <class Source, class T>
 inline void multiply_alone(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
                            int64_t from, int64_t to, Sums* sums) {
     constexpr int64_t group_rows = Alone<T>::GROUP_ROWS;
     constexpr bool is_scaled = decltype(source.to(sums, block, from))::FROM_ZERO;
-    constexpr bool may_keep = Alone<T>::MOST_ROWS > Alone<T>::MOST_EACH && !Source::IS_WIDE;
+    constexpr bool may_keep = Source::ALONE_ROWS > Source::MOST_EACH;
     const int64_t groups = (rows + group_rows - 1) / group_rows;
     const int64_t most = is_scaled ? Source::NEAR_STEPS : groups == 1 ? INT64_MAX / 2 : TURN_STEPS;
     alignas(64) char room[may_keep ? TURN_STEPS * Wide::BYTES : 64];
@@ -38,7 +39,7 @@ inline void multiply_alone(const Source& source, int64_t block, const T* x, int6
                               source.to(sums + first, block, begin));
             };
             const auto reader = source.reader(block, begin);
-            if (!may_keep || rows <= Alone<T>::MOST_EACH)
+            if (!may_keep || rows <= Source::MOST_EACH)
                 meet(reader);
             else if constexpr (may_keep)
                 group == 0 ? meet(Keeping{reader, room}) : meet(WideReader{room});

@@ -145,11 +145,11 @@ template <> struct Codes<4> {
         const Bytes high_bytes =
             spread(_mm_setr_epi8(0, 63, 64, 64, 64, 64, 64, 64, -63, -64, -64, -64, -64, -64, -64, -65));
         constexpr int parts = BYTES / sizeof(Words);
-        const Words half_byte = Words{} + 0x0f0f0f0fu;
+        const Words bits = Words{} + CODE_BITS;
 #pragma GCC unroll 2
         for (int part = 0; part < parts; ++part) {
             const Words both = read_as<Words>(at + part * sizeof(Words));
-            const Words codes[2] = {both & half_byte, (both >> 4) & half_byte};
+            const Words codes[2] = {both & bits, (both >> 4) & bits};
 #pragma GCC unroll 2
             for (int half = 0; half < 2; ++half) {
                 const Bytes low = look_up(low_bytes, (Bytes)codes[half]);
