@@ -13,7 +13,7 @@ namespace bytes {
 typedef __m512i Bytes;
 inline Bytes spread(__m128i sixteen) { return _mm512_broadcast_i32x4(sixteen); }
 #if defined(__AVX512VBMI__)
-// Six bits of a code are looked at, and the table has all sixteen bytes four times.
+// Six bits of a code are looked at, and the table has all sixteen bytes four times: the others may be anything.
 constexpr uint32_t CODE_BITS = ~0u;
 inline Bytes look_up(Bytes table, Bytes codes) { return _mm512_permutexvar_epi8(codes, table); }
 #else

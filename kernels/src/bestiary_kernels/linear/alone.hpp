@@ -63,7 +63,8 @@ template <class T> struct Alone {
     // Rows of a group, and of all groups that take their turns.
     static constexpr int GROUP_ROWS = 1, MOST_ROWS = 1;
 
-    // What the reader of a group's turn, from these codes on, asks for.
+    // What the reader of a group's turn, from these codes on, asks for; of how many steps and which of how many groups
+    // it is matters only where they share.
     template <class Source> static AskTwice<Source> ask(const char* codes, int64_t, int64_t, int64_t) {
         return {codes};
     }

@@ -1,9 +1,10 @@
 // The product of a few rows with a matrix of bfloat16 from a source: as it lies, or made wide when it is near.
 //
 // A matrix is a line of blocks of 64 outputs, in each the inputs two by two (a step). A source says how many steps shall
-// be near at a time and brings them, has a reader for few rows, and settles what a sum means. Sums go through the inputs
-// in their order, whatever the number of rows, and are cut where the threads' pieces are, so that a row comes out alike
-// in any company. Rows of float32 meet the same weights. Included after activation/cpu.cpp, whose `activated` it uses.
+// be near at a time and brings them, has a reader for rows that meet them in registers, and settles what a sum means.
+// Sums go through the inputs in their order, whatever the number of rows, and are cut where the threads' pieces are, so
+// that a row comes out alike in any company. Rows of float32 meet the same weights. Included after activation/cpu.cpp,
+// whose `activated` it uses.
 #pragma once
 
 #include "alone.hpp"
@@ -78,7 +79,7 @@ inline void multiply_near(const Source& source, int64_t block, const T* x, int64
     }
 }
 
-// All rows, at least one.
+// All rows, at least one, as the source says for so many: in registers, or where the weights are near.
 template <class Source, class T>
 inline void multiply_groups(const Source& source, int64_t block, const T* x, int64_t x_stride, int64_t rows,
                             int64_t from, int64_t to, Sums* sums) {
