@@ -11,6 +11,9 @@ namespace {
 
 // Steps that groups of rows take turns over: the second cache holds them, wide, and what the next turn reads.
 constexpr int64_t TURN_STEPS = 256;
+// Rows of which each group makes the weights wide for itself: Zen 4, which writes half a register at a time, takes as
+// long to write them wide and to read them twice.
+constexpr int64_t MOST_EACH = 3 * TOGETHER_ROWS;
 
 // A reader that asks memory, before each step, for what comes later.
 template <class Reader, class Ask> struct Asking {

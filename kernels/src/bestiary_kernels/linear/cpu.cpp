@@ -23,7 +23,6 @@ struct Packed : Unscaled {
     static constexpr int64_t AHEAD = 4096, NEAR_STEPS = Meeting<bf16>::NEAR_STEPS;
     // None where one row alone would not gain: nothing is made wide.
     static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS > 1 ? Alone<bf16>::MOST_ROWS : 0;
-    static constexpr int64_t MOST_EACH = ALONE_ROWS;
     const char* codes(int64_t block, int64_t step) const {
         return (const char*)call.weight + (block * (call.inputs / 2) + step) * Wide::BYTES;
     }
@@ -43,9 +42,7 @@ struct Squeezed : Unscaled {
     squeezed::Tables tables{call.exponents};
     static constexpr int STEP_BYTES = squeezed::BYTES;
     static constexpr bool IS_WIDE = false, ALWAYS_AHEAD = false;
-    // To write wide weights and to read them again takes Zen 4, which does half a register at a time, longer than to
-    // make them wide for each of three groups.
-    static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS, MOST_EACH = 3 * TOGETHER_ROWS;
+    static constexpr int64_t ALONE_ROWS = Alone<bf16>::MOST_ROWS;
     // How far ahead lines come to the second cache, and to the first.
     static constexpr int64_t AHEAD = ALONE_ROWS == 1 ? 4096 : squeezed::AHEAD, NEAR = 1536;
     static constexpr int64_t NEAR_STEPS = squeezed::TILE;

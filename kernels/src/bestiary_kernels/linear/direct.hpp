@@ -21,13 +21,20 @@ class Exceptions {
     }
 
     // Puts that step's in their places of its weights.
-    void put(uint16_t* weights) {
-        for (const int64_t step = next; next == step; ++at, find())
-            weights[(all[at] >> 16) % WEIGHTS] = uint16_t(all[at]);
+    __attribute__((always_inline)) void put(Words (&weights)[VECTORS]) {
+        for (const int64_t step = next; next == step; ++at, find()) {
+            const int place = int(all[at] >> 16) % WEIGHTS;
+            const uint32_t twice = (all[at] & 0xffff) * 0x10001, half = place % 2 ? 0xffff0000 : 0xffff;
+#pragma GCC unroll 8
+            for (int c = 0; c < VECTORS; ++c) {
+                const Words bits = (Words)(lanes() + c * W == place / 2) & half;
+                weights[c] = (weights[c] & ~bits) | (bits & twice);
+            }
+        }
     }
 
   private:
-    void find() {
+    __attribute__((always_inline)) void find() {
         while (tile < count && at >= starts[tile + 1]) ++tile;
         next = tile < count ? tile * TILE + int64_t((all[at] >> 16) / WEIGHTS) : INT64_MAX;
     }
@@ -47,15 +54,11 @@ class Reader {
           at((const char*)call.codes + (block * call.steps() + first) * BYTES) {}
 
     template <class Use> __attribute__((always_inline)) void pairs(Use use) {
-        if (__builtin_expect(step == exceptions.next, 0)) {
-            alignas(64) uint16_t weights[WEIGHTS];
-            widen_step(at, tables, (char*)weights);
-            exceptions.put(weights);
+        Words weights[VECTORS];
+        decode(at, read_anew(tables), [&](int c, Words pairs) __attribute__((always_inline)) { weights[c] = pairs; });
+        if (__builtin_expect(step == exceptions.next, 0)) exceptions.put(weights);
 #pragma GCC unroll 8
-            for (int c = 0; c < VECTORS; ++c) use(c, read_as<Words>(weights + 2 * c * W));
-        } else {
-            decode(at, tables, use);
-        }
+        for (int c = 0; c < VECTORS; ++c) use(c, weights[c]);
         at += BYTES, ++step;
     }
     template <class Use> __attribute__((always_inline)) void floats(Use use) { pairs(of_pairs(use)); }

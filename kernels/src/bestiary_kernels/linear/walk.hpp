@@ -26,7 +26,7 @@ inline void multiply_alone(const Source& source, int64_t block, const T* x, int6
                            int64_t from, int64_t to, Sums* sums) {
     constexpr int64_t group_rows = Alone<T>::GROUP_ROWS;
     constexpr bool is_scaled = decltype(source.to(sums, block, from))::FROM_ZERO;
-    constexpr bool may_keep = Source::ALONE_ROWS > Source::MOST_EACH;
+    constexpr bool may_keep = !Source::IS_WIDE && Source::ALONE_ROWS > MOST_EACH;
     const int64_t groups = (rows + group_rows - 1) / group_rows;
     const int64_t most = is_scaled ? Source::NEAR_STEPS : groups == 1 ? INT64_MAX / 2 : TURN_STEPS;
     alignas(64) char room[may_keep ? TURN_STEPS * Wide::BYTES : 64];
@@ -40,7 +40,7 @@ inline void multiply_alone(const Source& source, int64_t block, const T* x, int6
                               source.to(sums + first, block, begin));
             };
             const auto reader = source.reader(block, begin);
-            if (!may_keep || rows <= Source::MOST_EACH)
+            if (!may_keep || rows <= MOST_EACH)
                 meet(reader);
             else if constexpr (may_keep)
                 group == 0 ? meet(Keeping{reader, room}) : meet(WideReader{room});

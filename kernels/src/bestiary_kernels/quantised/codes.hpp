@@ -1,7 +1,7 @@
 // How small whole numbers lie in memory, and a step of them as bfloat16 or as floats, both of which hold each exactly.
 //
-// A step has 64 outputs and two inputs. Where pairs of bfloat16 are multiplied a step of int8 is [64][2] bytes, and of
-// int4 32 words of four codes: code j of word 2 c + i is that of output 16 j + c and input i. Elsewhere the two inputs
+// A step has 64 outputs and two inputs. Where pairs of bfloat16 are multiplied a step of int8 is [64][2] bytes, each a
+// sign and a magnitude, and of int4 32 words of four codes: code j of word 2 c + i is that of output 16 j + c and input i. Elsewhere the two inputs
 // of int8 lie apart, [2][64]; and int4 is [32][2] bytes, in each output c and output 32 + c, of every sixteen outputs
 // the first four, the third, the second and the last: so that halves of registers fall into their places.
 #pragma once
@@ -13,7 +13,7 @@ namespace {
 namespace quantised {
 
 // Where an output's code for the first input lies: the byte, how far that for the second is behind it, and the shift
-// within both.
+// within both. `laid` says as which bits.
 struct Place {
     int byte, second, shift;
 };
@@ -24,21 +24,39 @@ template <int bits> struct Codes;
 
 #if defined(__AVX512BF16__)
 
-// Each code is looked up, its lower byte and its upper one.
+// 0 .. 127 in bfloat16: the lower bytes of all, and the upper ones.
+struct Numbers {
+    uint8_t all[2][128];
+    constexpr Numbers() : all{} {
+        for (int number = 1; number < 128; ++number) {
+            int exponent = 0;
+            while (number >> (exponent + 1)) ++exponent;
+            const int bits = (127 + exponent) << 7 | (number << (7 - exponent) & 127);
+            all[0][number] = uint8_t(bits), all[1][number] = uint8_t(bits >> 8);
+        }
+    }
+    // Of a code seven bits are looked at.
+    __m512i look_up(int which, __m512i codes) const {
+        const uint8_t* const table = all[which];
+        return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
+    }
+};
+alignas(64) constexpr Numbers NUMBERS;
+
+// A sign and seven bits of magnitude, of which the lower byte and the upper one are looked up.
 template <> struct Codes<8> {
     static constexpr int BYTES = 2 * COLUMNS;
     static Place place(int output) { return {2 * output, 1, 0}; }
+    static uint8_t laid(int8_t code) { return uint8_t(code < 0 ? 128 - code : code); }
 
     template <class Use> __attribute__((always_inline)) static void pairs(const char* at, Use use) {
+        const Numbers& numbers = bytes::read_anew(NUMBERS);
         const __m512i sign = _mm512_set1_epi8(-128);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
             const __m512i codes = _mm512_loadu_si512(at + half * 64);
-            const __m512i size = _mm512_abs_epi8(codes);
-            const __m512i low = _mm512_permutex2var_epi8(table(0), size, table(1));
-            // The sign's bit joins what the table says: high | (codes & sign).
-            const __m512i high = _mm512_ternarylogic_epi64(_mm512_permutex2var_epi8(table(2), size, table(3)), codes,
-                                                           sign, 0xf8);
+            const __m512i low = numbers.look_up(0, codes), size = numbers.look_up(1, codes);
+            const __m512i high = bytes::with_those(size, codes, sign);
             use(2 * half, (Words)_mm512_unpacklo_epi8(low, high));
             use(2 * half + 1, (Words)_mm512_unpackhi_epi8(low, high));
         }
@@ -54,30 +72,12 @@ template <> struct Codes<8> {
         const __m512i order = _mm512_add_epi64(_mm512_set1_epi64(first), _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11));
         return (Floats)_mm512_permutex2var_epi64((__m512i)sums[pair], order, (__m512i)sums[pair + 1]);
     }
-
-  private:
-    // 0 .. 127 in bfloat16: the lower byte of each in two vectors, and the upper one.
-    static __m512i table(int part) {
-        struct Table {
-            uint8_t bytes[4][64];
-            constexpr Table() : bytes{} {
-                for (int number = 1; number < 128; ++number) {
-                    int exponent = 0;
-                    while (number >> (exponent + 1)) ++exponent;
-                    const int bits = (127 + exponent) << 7 | (number << (7 - exponent) & 127);
-                    bytes[number / 64][number % 64] = uint8_t(bits);
-                    bytes[2 + number / 64][number % 64] = uint8_t(bits >> 8);
-                }
-            }
-        };
-        alignas(64) static constexpr Table numbers;
-        return _mm512_load_si512(numbers.bytes[part]);
-    }
 };
 
 template <> struct Codes<4> {
     static constexpr int BYTES = COLUMNS;
     static Place place(int output) { return {output % 16 * 4 + output / 32, 2, output / 16 % 2 * 4}; }
+    static uint8_t laid(int8_t code) { return code & 15; }
 
     template <class Use> __attribute__((always_inline)) static void pairs(const char* at, Use use) {
         // 0 .. 7, -8 .. -1 in bfloat16. Of an index the instruction looks at five bits: the table has each twice.
@@ -117,6 +117,7 @@ inline Floats from_bytes(const char* at) {
 template <> struct Codes<8> {
     static constexpr int BYTES = 2 * COLUMNS;
     static Place place(int output) { return {output, COLUMNS, 0}; }
+    static uint8_t laid(int8_t code) { return uint8_t(code); }
 
     template <class Use> __attribute__((always_inline)) static void floats(const char* at, Use use) {
 #pragma GCC unroll 16
@@ -134,6 +135,7 @@ template <> struct Codes<4> {
         const int sixteen = output % 32 / 16, four = output / 4 % 4;
         return {sixteen * 32 + (four % 2 * 2 + four / 2) * 8 + output % 4 * 2, 1, output / 32 * 4};
     }
+    static uint8_t laid(int8_t code) { return code & 15; }
     static Floats in_order(const Sums& sums, int vector) { return sums[vector]; }
 
 #if defined(__AVX2__)

@@ -24,8 +24,7 @@ template <int bits, class T> struct Matrix {
     // How far ahead codes are asked for, so that a room comes while the rows take their turns over the one before; and
     // once more for the first cache, by the kernels that read them there byte by byte.
     static constexpr int64_t AHEAD = 4096, NEAR = 1024;
-    // To make int8 wide takes longer than to write it wide and to read it again.
-    static constexpr int64_t ALONE_ROWS = Alone<T>::MOST_ROWS, MOST_EACH = (bits == 8 ? 1 : 3) * TOGETHER_ROWS;
+    static constexpr int64_t ALONE_ROWS = Alone<T>::MOST_ROWS;
     static constexpr int64_t NEAR_STEPS = ALONE_ROWS == 1 ? 32 : TURN_STEPS;
 
     const char* codes(int64_t block, int64_t step) const {

@@ -47,10 +47,9 @@ template <class T> void round_all(const T* from, int64_t n, float scale, float b
 // Puts the codes of one output of a block of 64 in their places, where zeros are.
 template <int bits> void lay(const Source& to, int64_t output, const int8_t* row) {
     const Place place = Codes<bits>::place(int(output % 64));
-    constexpr int mask = (1 << bits) - 1;
     uint8_t* at = (uint8_t*)to.codes + output / 64 * to.steps() * Codes<bits>::BYTES + place.byte;
     for (int64_t step = 0; step < to.steps(); ++step, at += Codes<bits>::BYTES)
-        for (int i = 0; i < 2; ++i) at[i * place.second] |= uint8_t((row[2 * step + i] & mask) << place.shift);
+        for (int i = 0; i < 2; ++i) at[i * place.second] |= uint8_t(Codes<bits>::laid(row[2 * step + i]) << place.shift);
 }
 
 // `row` has room for an output's codes and the zero behind an odd number of them.

@@ -64,17 +64,17 @@ def packed_shape(outputs: int, inputs: int, bits: int, in_pairs: bool) -> tuple[
 def pack(codes_NK: Tensor, bits: int, in_pairs: bool) -> Tensor:
     """Codes as the C++ product reads them, in the form for machines that multiply pairs of bfloat16 or for the others.
 
-    8 bits: int8 [B, S, 64, 2], or [B, S, 2, 64]. 4 bits: bytes of two codes, the lower half first. For pairs
-    [B, S, 16, 2, 2]: of the 4 codes in the two bytes that belong to output c and input i, number j is that of output
-    16 j + c. Else [B, S, 32, 2]: outputs c and 32 + c, and of every 16 bytes' outputs the second and third four change
-    places.
+    8 bits: int8 [B, S, 64, 2], each a sign and a magnitude; or [B, S, 2, 64]. 4 bits: bytes of two codes, the lower
+    half first. For pairs [B, S, 16, 2, 2]: of the 4 codes in the two bytes that belong to output c and input i, number
+    j is that of output 16 j + c. Else [B, S, 32, 2]: outputs c and 32 + c, and of every 16 bytes' outputs the second
+    and third four change places.
     """
     outputs, inputs = codes_NK.shape
     whole = functional.pad(codes_NK, (0, inputs % 2, 0, -outputs % COLUMNS))
     steps = whole.shape[1] // 2
     if bits == 8:
         by_step = whole.view(-1, COLUMNS, steps, 2).transpose(1, 2)
-        return by_step.contiguous() if in_pairs else by_step.transpose(2, 3).contiguous()
+        return _signed(by_step).contiguous() if in_pairs else by_step.transpose(2, 3).contiguous()
     codes = whole.view(torch.uint8)
     if in_pairs:
         codes = codes.view(-1, 2, 2, 16, steps, 2)
@@ -86,7 +86,7 @@ def pack(codes_NK: Tensor, bits: int, in_pairs: bool) -> Tensor:
 def unpack(packed: Tensor, bits: int, outputs: int, inputs: int) -> Tensor:
     """The codes int8 [N, K] that `pack` was given; of some blocks alone, where there are fewer than N needs."""
     if bits == 8:
-        by_step = packed if packed.shape[3] == 2 else packed.transpose(2, 3)
+        by_step = _signed(packed) if packed.shape[3] == 2 else packed.transpose(2, 3)
         return by_step.transpose(1, 2).flatten(2).flatten(0, 1)[:outputs, :inputs]
     if packed.dim() == 5:
         codes = torch.stack(_one_by_one(packed.permute(0, 4, 2, 1, 3)), 2)
@@ -94,6 +94,11 @@ def unpack(packed: Tensor, bits: int, outputs: int, inputs: int) -> Tensor:
         fours = packed.view(*packed.shape[:2], 2, 2, 2, 4, 2).permute(0, 2, 4, 3, 5, 1, 6)
         codes = torch.stack(_one_by_one(fours), 1)
     return codes.reshape(-1, 2 * packed.shape[1])[:outputs, :inputs]
+
+
+def _signed(codes: Tensor) -> Tensor:
+    """Numbers above -128 as a sign and seven bits of magnitude, or these as numbers again."""
+    return torch.where(codes < 0, -128 - codes, codes)
 
 
 def pack_scales(scales_NG: Tensor) -> Tensor:
