@@ -72,18 +72,14 @@ __attribute__((always_inline)) inline void decode(const char* at, const Tables& 
     }
 }
 
-// to[128] gets them.
-inline void widen_step(const char* at, const Tables& tables, char* to) {
-    decode(at, tables, [&](int place, Words pairs) { memcpy(to + place * sizeof pairs, &pairs, sizeof pairs); });
-}
-
 // to[end - first][128] gets the weights of these steps of a block, all of one tile.
 inline void widen(const SqueezedCall& call, const Tables& tables, int64_t block, int64_t first, int64_t end, char* to) {
     const int64_t steps = call.steps();
     const char* at = (const char*)call.codes + (block * steps + first) * BYTES;
     for (int64_t step = first; step < end; ++step, at += BYTES) {
         for (int line = 0; line < BYTES; line += 64) ask_once(at + AHEAD + line);
-        widen_step(at, tables, to + (step - first) * 2 * WEIGHTS);
+        char* const wide = to + (step - first) * 2 * WEIGHTS;
+        decode(at, tables, [&](int place, Words pairs) { memcpy(wide + place * sizeof pairs, &pairs, sizeof pairs); });
     }
     const int64_t tile = block * tiles(steps) + first / TILE, before = first % TILE * WEIGHTS;
     for (int32_t i = call.starts[tile]; i < call.starts[tile + 1]; ++i) {

@@ -64,12 +64,9 @@ template <int bits, class T> struct Matrix {
     Reader reader(int64_t block, int64_t step) const { return {codes(block, step)}; }
 
     Near bring(int64_t block, int64_t first, int64_t end, char* room) const {
-        Asking steps{reader(block, first), AskTwice<Matrix>{codes(block, first)}};
-        for (int64_t step = first; step < end; ++step, room += Wide::BYTES)
-            steps.pairs([&](int c, Words pairs) __attribute__((always_inline)) {
-                memcpy(room + c * sizeof pairs, &pairs, sizeof pairs);
-            });
-        return {room - (end - first) * Wide::BYTES, steps.reader.at};
+        Keeping steps{Asking{reader(block, first), AskTwice<Matrix>{codes(block, first)}}, room};
+        for (int64_t step = first; step < end; ++step) steps.pairs([](int, Words) {});
+        return {room, codes(block, end)};
     }
 };
 
