@@ -1,9 +1,10 @@
 // How small whole numbers lie in memory, and a step of them as bfloat16 or as floats, both of which hold each exactly.
 //
 // A step has 64 outputs and two inputs. Where pairs of bfloat16 are multiplied a step of int8 is [64][2] bytes, each a
-// sign and a magnitude, and of int4 32 words of four codes: code j of word 2 c + i is that of output 16 j + c and input i. Elsewhere the two inputs
-// of int8 lie apart, [2][64]; and int4 is [32][2] bytes, in each output c and output 32 + c, of every sixteen outputs
-// the first four, the third, the second and the last: so that halves of registers fall into their places.
+// sign and a magnitude: a Zen 4 takes magnitudes where it multiplies. A step of int4 is 32 words of four codes there:
+// code j of word 2 c + i is that of output 16 j + c and input i. Elsewhere the two inputs of int8 lie apart, [2][64]; and
+// int4 is [32][2] bytes, in each output c and output 32 + c, of every sixteen outputs the first four, the third, the
+// second and the last: so that halves of registers fall into their places.
 #pragma once
 
 #include "../bytes.hpp"
@@ -13,7 +14,7 @@ namespace {
 namespace quantised {
 
 // Where an output's code for the first input lies: the byte, how far that for the second is behind it, and the shift
-// within both. `laid` says as which bits.
+// within both. `laid` says as which bits a code lies.
 struct Place {
     int byte, second, shift;
 };
