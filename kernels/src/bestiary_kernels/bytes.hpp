@@ -36,13 +36,6 @@ inline Bytes with_those(Bytes a, Bytes b, Bytes c) { return a | (b & c); }
 inline Bytes with_others(Bytes a, Bytes b, Bytes c) { return a | (b & ~c); }
 #endif
 
-// For a loop whose sums take the registers: the compiler would put in them what it has read once, and spill others.
-template <class T> __attribute__((always_inline)) inline const T& read_anew(const T& what) {
-    const T* at = &what;
-    __asm__ volatile("" : "+r"(at) : "m"(what));
-    return *at;
-}
-
 }  // namespace bytes
 }  // namespace
 

@@ -63,6 +63,13 @@ template <class V> inline V read_as(const void* from) {
     return value;
 }
 
+// For a loop whose sums take the registers: the compiler would put in them what it has read once, and spill others.
+template <class T> __attribute__((always_inline)) inline const T& read_anew(const T& what) {
+    const T* at = &what;
+    __asm__ volatile("" : "+r"(at) : "m"(what));
+    return *at;
+}
+
 inline Floats splat(float value) { return Floats{} + value; }
 
 inline Ints lanes() {

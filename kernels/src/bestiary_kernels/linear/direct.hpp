@@ -24,6 +24,7 @@ class Exceptions {
     __attribute__((always_inline)) void put(Words (&weights)[VECTORS]) {
         for (const int64_t step = next; next == step; ++at, find()) {
             const int place = int(all[at] >> 16) % WEIGHTS;
+            // Its bits in both halves of a pair, and the half that they take.
             const uint32_t twice = (all[at] & 0xffff) * 0x10001, half = place % 2 ? 0xffff0000 : 0xffff;
 #pragma GCC unroll 8
             for (int c = 0; c < VECTORS; ++c) {

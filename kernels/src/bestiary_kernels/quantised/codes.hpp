@@ -51,13 +51,13 @@ template <> struct Codes<8> {
     static uint8_t laid(int8_t code) { return uint8_t(code < 0 ? 128 - code : code); }
 
     template <class Use> __attribute__((always_inline)) static void pairs(const char* at, Use use) {
-        const Numbers& numbers = bytes::read_anew(NUMBERS);
+        const Numbers& numbers = read_anew(NUMBERS);
         const __m512i sign = _mm512_set1_epi8(-128);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
             const __m512i codes = _mm512_loadu_si512(at + half * 64);
-            const __m512i low = numbers.look_up(0, codes), size = numbers.look_up(1, codes);
-            const __m512i high = bytes::with_those(size, codes, sign);
+            const __m512i low = numbers.look_up(0, codes), magnitude = numbers.look_up(1, codes);
+            const __m512i high = bytes::with_those(magnitude, codes, sign);
             use(2 * half, (Words)_mm512_unpacklo_epi8(low, high));
             use(2 * half + 1, (Words)_mm512_unpackhi_epi8(low, high));
         }
